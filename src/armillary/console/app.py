@@ -64,9 +64,9 @@ class Page:
 
     def link(self, **changes: Any) -> str:
         """This URL with changed query fields; None removes a field."""
-        kept = [(name, value) for name, value in self.request.query_params.multi_items() if name not in changes]
+        others = [(name, value) for name, value in self.request.query_params.multi_items() if name not in changes]
         new = [(name, str(value)) for name, value in changes.items() if value is not None]
-        query = urlencode([*kept, *new])
+        query = urlencode([*others, *new])
         return self.request.url.path + (f"?{query}" if query else "")
 
 

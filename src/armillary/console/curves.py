@@ -95,8 +95,8 @@ def curve(folder: Path, x: str, y: str) -> tuple[Array, Array]:
         return xs, ys
     order = np.arange(len(xs))[::-1]
     _, last = np.unique(xs[order], return_index=True)  # the last of each value
-    kept = order[last]
-    return xs[kept], ys[kept]
+    rows = order[last]
+    return xs[rows], ys[rows]
 
 
 def progress(folder: Path) -> tuple[Array, Array, Array]:

@@ -48,11 +48,11 @@ def source_hashes(
         known, ours = {}, False  # left for the newer version that wrote it, or not readable now
     hashes, unknown = {}, []
     for file in files:
-        kept = known.get(_relative(file, place))
+        recorded = known.get(_relative(file, place))
         if "://" in file.path:
             hashes[file.path] = file.version
-        elif kept is not None and kept[:2] == (file.size, file.version):
-            hashes[file.path] = kept[2]
+        elif recorded is not None and recorded[:2] == (file.size, file.version):
+            hashes[file.path] = recorded[2]
         else:
             unknown.append(file)
     done, total = 0, sum(file.size for file in unknown)

@@ -158,9 +158,9 @@ def _without_bad_lines(path: str, number: int, block: bytes, error: UnicodeDecod
             good.append(row.decode())
         except UnicodeDecodeError:
             bad_lines += 1
-            kept = row.decode(errors="ignore") if len(row) > LONG_LINE else ""
-            good.append(kept)
-            lost += len(row) - len(kept.encode())
+            text = row.decode(errors="ignore") if len(row) > LONG_LINE else ""
+            good.append(text)
+            lost += len(row) - len(text.encode())
     at = number + block.count(b"\n", 0, error.start)
     where, byte = f"{path}:{at}", f"byte 0x{block[error.start]:02x}"
     if bad_lines >= OTHER_ENCODING and lost > len(block) / 2:

@@ -135,11 +135,11 @@ def _next_member(data: bytes, stream: IO[bytes], magic: bytes) -> tuple[int, byt
     """How many bytes were passed over, and the data from the next header on (none at the end of the file)."""
     lost = 0
     while (found := data.find(magic)) < 0:
-        kept = data[-3:]
+        tail = data[-3:]
         if not (more := stream.read(CHUNK)):
             return lost + len(data), b""
-        lost += len(data) - len(kept)
-        data = kept + more
+        lost += len(data) - len(tail)
+        data = tail + more
     return lost + found, data[found:]
 
 

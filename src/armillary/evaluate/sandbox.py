@@ -332,7 +332,7 @@ def _collect(
     """Read all channels until the launcher exits; a channel over its limit ends the program."""
     assert process.stdout is not None and process.stderr is not None
     channels = {**pipes, "stdout": process.stdout.fileno(), "stderr": process.stderr.fileno()}
-    kept: dict[str, bytearray] = {name: bytearray() for name in channels}
+    outputs: dict[str, bytearray] = {name: bytearray() for name in channels}
     most = {"stdout": limits.output_bytes, "stderr": limits.output_bytes, "status": 1 << 20, "proof": 64}
     deadline = time.monotonic() + limits.wall_s + _GRACE_S
     with selectors.DefaultSelector() as selector:
@@ -349,24 +349,24 @@ def _collect(
                 if not chunk:
                     selector.unregister(key.fd)
                     continue
-                room = most[key.data] - len(kept[key.data])
-                kept[key.data] += chunk[:room]
+                room = most[key.data] - len(outputs[key.data])
+                outputs[key.data] += chunk[:room]
                 if len(chunk) > room and "cut" not in report.values:
                     report.values["cut"] = True
                     _wish_the_end(process)
-        _drain(selector, kept, most)
-    report.read(bytes(kept["status"]))
-    return {name: bytes(data) for name, data in kept.items()}
+        _drain(selector, outputs, most)
+    report.read(bytes(outputs["status"]))
+    return {name: bytes(data) for name, data in outputs.items()}
 
 
-def _drain(selector: selectors.BaseSelector, kept: dict[str, bytearray], most: dict[str, int]) -> None:
+def _drain(selector: selectors.BaseSelector, outputs: dict[str, bytearray], most: dict[str, int]) -> None:
     """Read the rest of the pipes without blocking: a surviving process could hold them open."""
     for key in list(selector.get_map().values()):
         os.set_blocking(key.fd, False)
         with contextlib.suppress(BlockingIOError):
             while chunk := os.read(key.fd, 65536):
-                room = most[key.data] - len(kept[key.data])
-                kept[key.data] += chunk[:room]
+                room = most[key.data] - len(outputs[key.data])
+                outputs[key.data] += chunk[:room]
                 if room <= 0:
                     break
 

@@ -282,8 +282,8 @@ def show(source: str, target: str, device: bool = False) -> None:
             442, ctypes.c_int(here), os.fsencode(target), at_recursive, ctypes.byref(attributes), ctypes.c_size_t(32)
         )
     except OSError:
-        kept = os.statvfs(target).f_flag & (MS_NOEXEC | MS_NOSUID | MS_NODEV)
-        mount("none", target, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | kept)
+        flags = os.statvfs(target).f_flag & (MS_NOEXEC | MS_NOSUID | MS_NODEV)
+        mount("none", target, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | flags)
 
 
 def restrict_files(readable: list[str], box: str) -> None:

@@ -106,11 +106,11 @@ class Answers:
         places = _by_key(requests)
         missing = []
         for key, where in places.items():
-            if (kept := self._completion(key)) is None:
+            if (saved := self._completion(key)) is None:
                 missing.append(where[0])
                 continue
             for place in where:
-                yield replace(kept, index=place)
+                yield replace(saved, index=place)
         if not missing:
             return
         try:

@@ -121,18 +121,18 @@ def complete_file(
     requests = [prompt.request for prompt in prompts]
     completions: dict[int, Completion] = {}
     with open_answers(answers_file(out), backend.identity) as answers:
-        kept = sum(request in answers for request in requests)
-        progress(kept, len(requests), kept)
+        resumed = sum(request in answers for request in requests)
+        progress(resumed, len(requests), resumed)
         try:
             for completion in answers.complete(backend, requests):
                 completions[completion.index] = completion
-                progress(max(kept, len(completions)), len(requests), kept)
+                progress(max(resumed, len(completions)), len(requests), resumed)
         except RequestError as error:
             kind = UsageError if isinstance(error, UsageError) else ArmillaryError
             raise kind(f"{prompts[error.index].where}: {error.problem}") from None
         rows = [_row(prompt, completions[place], backend.identity) for place, prompt in enumerate(prompts)]
         write_file(out, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows).encode())
-        return Written(len(rows), kept, str(answers.path), tuple(answers.damaged))
+        return Written(len(rows), resumed, str(answers.path), tuple(answers.damaged))
 
 
 def answers_file(out: Path) -> Path:

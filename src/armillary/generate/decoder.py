@@ -271,8 +271,8 @@ class CompiledDecoder:
         if len(rows.wanted) > len(self._logits):
             self._logits = np.empty((len(rows.wanted), self._stride), np.float32)
         step = _Step(len(rows.tokens), len(rows.wanted), longest)
-        kept = [np.ascontiguousarray(x, np.int32) for x in (rows.tokens, rows.positions, rows.sequence, rows.wanted)]
-        step.tokens, step.positions, step.sequence, step.wanted_rows = (x.ctypes.data for x in kept)
+        arrays = [np.ascontiguousarray(x, np.int32) for x in (rows.tokens, rows.positions, rows.sequence, rows.wanted)]
+        step.tokens, step.positions, step.sequence, step.wanted_rows = (x.ctypes.data for x in arrays)
         step.caches, step.capacities = pointers.ctypes.data, capacities.ctypes.data
         step.logits, step.stride = self._logits.ctypes.data, self._stride
         work = len(rows.tokens) * self._multiply_adds
@@ -421,9 +421,9 @@ class CompiledDecoder:
 
     def _plain(self, tensor: Tensor) -> int:
         """The address of ``tensor`` in fp32; a copy unless it already is."""
-        kept = tensor.detach().float().contiguous()
-        self._kept.append(kept)
-        return kept.data_ptr()
+        copy = tensor.detach().float().contiguous()
+        self._kept.append(copy)
+        return copy.data_ptr()
 
     def _packed(self, weights: Sequence[Tensor], seconds: Sequence[Tensor] | None = None) -> int:
         """The address of ``weights`` [n, k] in consecutive panels; ``seconds`` share the panels."""

@@ -323,8 +323,8 @@ class EndpointBackend:
         Raises:
             ArmillaryError: the last attempt failed, or a retry would not help.
         """
-        kept = self._cache_file(call)
-        if kept is not None and (document := _read_cache(kept)) is not None:
+        cache = self._cache_file(call)
+        if cache is not None and (document := _read_cache(cache)) is not None:
             result = parse(document)
             if not isinstance(result, _Failure):
                 return result, None
@@ -334,7 +334,7 @@ class EndpointBackend:
                 self._count(answer)
                 result = parse(answer)
                 if not isinstance(result, _Failure):
-                    return result, None if kept is None else self._write_cache(kept, call, answer)
+                    return result, None if cache is None else self._write_cache(cache, call, answer)
                 answer = result
             tries = f" ({number + 1} attempts)" if number else ""
             failed = f"{call.url}: {answer.problem}{tries}"

@@ -170,9 +170,9 @@ class _Job:
             yield self._event("restart", waiting=True)
             self.now += wait
         yield self._event("restart")
-        kept = [tier for tier in self.saved if self.tiers[tier].survives >= lost]
-        step = max((self.saved[tier] for tier in kept), default=0)
-        read = min((self.tiers[tier].read_s for tier in kept if self.saved[tier] == step), default=0.0)
+        surviving = [tier for tier in self.saved if self.tiers[tier].survives >= lost]
+        step = max((self.saved[tier] for tier in surviving), default=0)
+        read = min((self.tiers[tier].read_s for tier in surviving if self.saved[tier] == step), default=0.0)
         back = self.now + self.cluster.recovery_s + read
         self.runs = back <= self.next_failure
         if not self.runs:
@@ -181,7 +181,7 @@ class _Job:
         self.now = back
         self.step = step
         for tier in self.saved:
-            self.saved[tier] = min(self.saved[tier], step) if tier in kept else 0
+            self.saved[tier] = min(self.saved[tier], step) if tier in surviving else 0
         yield self._event("resume")
         yield self._event("running")
 

@@ -66,9 +66,9 @@ def _turned(shape: ModelShape) -> Tensor:
         stretched = ((torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / width).clamp(0, 1)
         return slow * stretched + frequencies * (1 - stretched)
     turns = scaling.original_length * frequencies / (2 * math.pi)
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = kept.clamp(0, 1)
-    return slow * (1 - kept) + frequencies * kept
+    fast = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    fast = fast.clamp(0, 1)
+    return slow * (1 - fast) + frequencies * fast
 
 
 def ntk_base(shape: ModelShape) -> float:

@@ -111,9 +111,9 @@ class Roofline:
             peak *= 1.0 if hd % 8 == 0 else 0.2
             fwd_attention, bwd_attention = flops / peak, 2 * flops / peak
             scores = self._c.scores_bytes * T * job.length * heads
-        kept = 10 * h / self._shared() + 4 * wide / 2
+        activations = 10 * h / self._shared() + 4 * wide / 2
         cast = self._cast(sum(k for k, _ in sides) + sum(n for _, n in sides))
-        memory = self._c.elementwise * T * kept * self._unfused() + T * cast
+        memory = self._c.elementwise * T * activations * self._unfused() + T * cast
         forward = Pass(products, fwd_attention, self.moved(memory + scores))
         backward = Pass(2 * products, bwd_attention, self.moved(2 * memory + 1.5 * scores))
         return LayerTime(forward, backward)

@@ -161,12 +161,12 @@ def _rank_memory(
         flight = min(job.microbatches, p.pp + (p.pp - 1) / p.stages)  # Korthikanti et al. 2022, section 4.2.3
     if p.recompute == "full":
         whole, again = some * mixed + (count - some) * dense, p.recompute_share
-        kept = flight * (again * count * boundary + (1 - again) * whole)
-        kept += max(mixed if some else 0.0, dense if count > some else 0.0)
+        saved_bytes = flight * (again * count * boundary + (1 - again) * whole)
+        saved_bytes += max(mixed if some else 0.0, dense if count > some else 0.0)
         if p.pp > 1:
-            kept += software.stage_buffers * (flight + count + 1) * boundary
+            saved_bytes += software.stage_buffers * (flight + count + 1) * boundary
     else:
-        kept = flight * (some * mixed + (count - some) * dense)
+        saved_bytes = flight * (some * mixed + (count - some) * dense)
     gathered = 0.0
     if first == 2 and p.pp > 1:
         # The trainer's pipeline gathers parameters once a step, and sums whole gradients over its micro-batches.
@@ -193,15 +193,15 @@ def _rank_memory(
             / p.tp
         )
     # One backward pass frees activations as it fills gradients, if the step before has freed those.
-    apart = min(state[1], (kept + logits) / GB) if software.frees_gradients and job.microbatches == 1 else 0.0
-    live = sum(state) - apart + (kept + logits + gathered) / GB
+    apart = min(state[1], (saved_bytes + logits) / GB) if software.frees_gradients and job.microbatches == 1 else 0.0
+    live = sum(state) - apart + (saved_bytes + logits + gathered) / GB
     groups = sum(size > 1 for size in (p.tp, p.pp, p.cp, p.ep, p.dp))
     context = software.context_gb + groups * constants.communicator_gb if software.context_gb else 0.0
     return Memory(
         state[0],
         state[1],
         state[2],
-        kept / GB,
+        saved_bytes / GB,
         logits / GB,
         gathered / GB,
         software.fragmentation * live,

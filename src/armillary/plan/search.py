@@ -207,7 +207,7 @@ def _uneven(candidate: Candidate, constants: Constants, limit: float) -> Job | N
     per_layer = candidate.step.total - candidate.step.bubble - candidate.step.data - candidate.step.optimizer
     layer_s = per_layer / max(p.counts(job.model.n_layers))
     dense, mixed, boundary = layer_activations(job)
-    kept = boundary if p.recompute == "full" else mixed if experts is not None else dense
+    activations = boundary if p.recompute == "full" else mixed if experts is not None else dense
     weights = Weights.of(job)
     numbers = weights.attention + (weights.mixture if experts is not None else weights.dense)
     bytes_each = (candidate.memory.parameters + candidate.memory.gradients + candidate.memory.optimizer) * GB
@@ -222,7 +222,7 @@ def _uneven(candidate: Candidate, constants: Constants, limit: float) -> Job | N
     end_s[-1] = layer_s * output / numbers
     found = balance(
         job.model.n_layers,
-        Stages([layer_s] * p.pp, end_s, [share * (numbers * of_number + f * kept) / GB for f in flights],
+        Stages([layer_s] * p.pp, end_s, [share * (numbers * of_number + f * activations) / GB for f in flights],
                [share * end / GB + candidate.memory.context for end in ends], limit),
     )  # fmt: skip
     return None if found is None else job.with_parallelism(replace(p, layers_per_stage=found))

@@ -309,15 +309,15 @@ class _Preparation:
         start = start_of(self.out, weights)
 
         def written(path: Path, what: str) -> tuple[Pairs, PairCounts]:
-            kept = self.out / f"{what}.json"
+            record = self.out / f"{what}.json"
             with contextlib.suppress(FileNotFoundError, UsageError, DamagedFileError):
-                found = read_sealed(kept, "record of pairs", FORMAT, REMEDY)
+                found = read_sealed(record, "record of pairs", FORMAT, REMEDY)
                 return open_pairs(corpus, found["pairs"]), PairCounts(**found["counts"])
             counts = PairCounts()
             sides = self._sides(path, counts, shape.vocab_size)
             model = reference().to(self.handling.device or default_device())
             pairs = write_pairs(corpus, path.stem, start.sha256, self._with_reference(sides, model))
-            write(kept, {"format": FORMAT, "pairs": pairs.hash, "counts": asdict(counts)})
+            write(record, {"format": FORMAT, "pairs": pairs.hash, "counts": asdict(counts)})
             return pairs, counts
 
         held = None if held_out is None else written(held_out, "held-out")[0]

@@ -241,12 +241,12 @@ def _prepared(
     shape, corpus = read_shape(model), vocabulary(model, out / "corpus", renderer)
 
     def written(path: Path, what: str) -> tuple[str, Counts]:
-        kept = out / f"{what}.json"
+        record = out / f"{what}.json"
         with contextlib.suppress(FileNotFoundError, UsageError, DamagedFileError):
-            found = read_sealed(kept, "record of examples", FORMAT, REMEDY)
+            found = read_sealed(record, "record of examples", FORMAT, REMEDY)
             return open_examples(corpus, found["examples"]).hash, Counts(**found["counts"])
         name, counts = _written(corpus, _checked(model, options, renderer), path, handling)
-        write(kept, {"format": FORMAT, "examples": name, "counts": counts.to_json()})
+        write(record, {"format": FORMAT, "examples": name, "counts": counts.to_json()})
         return name, counts
 
     held = None if sources.held_out is None else written(sources.held_out, "held-out")

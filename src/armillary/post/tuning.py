@@ -106,12 +106,12 @@ def read_along(rows: Iterator[RowT], path: Path, handling: Handling) -> Iterator
 
 def start_of(out: Path, weights: Path) -> Start:
     """The start of the run; its hash is kept separately, since the weights are removed at the end."""
-    kept = out / "start.json"
+    record = out / "start.json"
     try:
-        return Start(weights=str(weights.resolve()), sha256=read_sealed(kept, "start", FORMAT, REMEDY)["weights"])
+        return Start(weights=str(weights.resolve()), sha256=read_sealed(record, "start", FORMAT, REMEDY)["weights"])
     except FileNotFoundError:
         start = start_from(weights)
-        write(kept, {"format": FORMAT, "weights": start.sha256})
+        write(record, {"format": FORMAT, "weights": start.sha256})
         return start
 
 

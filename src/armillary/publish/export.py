@@ -117,7 +117,7 @@ def _publish(
 ) -> Path | None:
     """Write the output of ``fill``, the card and the lineage into ``folder``, which appears at the very end."""
     folder = folder.resolve()
-    kept = ledger.set_aside(folder) if ledger.state(folder, lineage["run"]) == "changed" else None
+    earlier = ledger.set_aside(folder) if ledger.state(folder, lineage["run"]) == "changed" else None
     try:
         with replace_folder(folder) as aside:
             fill(aside)
@@ -131,10 +131,10 @@ def _publish(
             write_sealed(aside / LINEAGE, {**document, "files": ledger.fingerprints(aside)})
             ledger.enter(folder, ledger.fingerprints(aside))
     except BaseException:
-        if kept is not None and not folder.exists():
-            kept.rename(folder)
+        if earlier is not None and not folder.exists():
+            earlier.rename(folder)
         raise
-    return kept
+    return earlier
 
 
 def check_publishable(folder: Path) -> None:

@@ -86,10 +86,10 @@ def enter(folder: Path, files: dict[str, str]) -> None:
 def set_aside(folder: Path) -> Path:
     """Rename ``folder`` to the first free name ``NAME.kept-N``, and return it."""
     number = 1
-    while (kept := folder.with_name(f"{folder.name}.kept-{number}")).exists():
+    while (place := folder.with_name(f"{folder.name}.kept-{number}")).exists():
         number += 1
-    folder.rename(kept)
-    return kept
+    folder.rename(place)
+    return place
 
 
 def fingerprints(folder: Path) -> dict[str, str]:

@@ -21,7 +21,6 @@ from armillary.recipe.document import (
 )
 from armillary.recipe.errors import ArmillaryError, UsageError, passwords_in, without_passwords
 from armillary.recipe.hosts import is_loopback
-from armillary.recipe.kept import Given, given, is_workspace, keep_recipe, results_folder
 from armillary.recipe.large import Checkpoints, LargeRun, Skipping, load_training
 from armillary.recipe.layout import DIMENSIONS, Layout
 from armillary.recipe.lesson import Gain, Lesson
@@ -80,6 +79,7 @@ from armillary.recipe.teaching import (
 )
 from armillary.recipe.trackers import MlflowTracker, TensorBoardTracker, Trackers, TrackioTracker, WandbTracker
 from armillary.recipe.words import all_problems, counted, first_problem, in_words, one_line, plural
+from armillary.recipe.workspace_recipe import Given, given, is_workspace, keep_recipe, results_folder
 from armillary.recipe.written import (
     RECORD,
     RECORD_FORMAT,

@@ -178,7 +178,7 @@ class ChatFormat(Format):
         reader = self._readers[piece.choice]
         if reader is None:
             return [piece.text] if piece.text else []
-        parts, kept = reader.feed(piece.text), list[str | Call]()
+        parts, complete = reader.feed(piece.text), list[str | Call]()
         if piece.finish is not None and (rest := reader.finish()):
             parts.append(rest)
         before = reader.calls - sum(isinstance(part, Call) for part in parts)
@@ -187,8 +187,8 @@ class ChatFormat(Format):
                 before += 1
                 if self._only_one and before > 1:
                     continue
-            kept.append(part)
-        return kept
+            complete.append(part)
+        return complete
 
     def _finish(self, piece: Piece) -> str | None:
         reader = self._readers[piece.choice]

@@ -218,19 +218,19 @@ def hold_out_rungs(outcome: LadderOutcome, family: str, domains: Sequence[str]) 
     rungs = []
     for column, label in enumerate(("parameters", "tokens")):
         largest = sizes[:, column].max()
-        kept = sizes[:, column] < 0.99 * largest
-        if kept.sum() < MIN_POINTS or any(len(np.unique(sizes[kept, other])) < 2 for other in (0, 1)):
+        smaller = sizes[:, column] < 0.99 * largest
+        if smaller.sum() < MIN_POINTS or any(len(np.unique(sizes[smaller, other])) < 2 for other in (0, 1)):
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExtrapolationWarning)  # extrapolation is the purpose here
             warnings.simplefilter("ignore", SetAsideWarning)  # the law of all points reports the rows it leaves out
             try:
-                law = ScalingLaw().fit(sizes[kept], losses[kept])
-                prediction = law.predict(sizes[~kept])
+                law = ScalingLaw().fit(sizes[smaller], losses[smaller])
+                prediction = law.predict(sizes[~smaller])
             except (ExtrapolationError, UsageError):  # too few runs are left for a prediction
                 continue
         rungs.append(
-            HeldOutRung(f"{label} = {largest:.3g}", prediction, losses[~kept], law.extrapolation(sizes[~kept]))
+            HeldOutRung(f"{label} = {largest:.3g}", prediction, losses[~smaller], law.extrapolation(sizes[~smaller]))
         )
     return rungs
 

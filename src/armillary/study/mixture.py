@@ -260,11 +260,11 @@ def _refuse_few(design: np.ndarray, lab: Lab) -> None:
 
 def _different(mixtures: np.ndarray) -> int:
     """The number of distinct mixtures in [n, d]."""
-    kept: list[np.ndarray] = []
+    distinct: list[np.ndarray] = []
     for mixture in mixtures:
-        if all(np.abs(mixture - other).sum() / 2 > _SAME for other in kept):
-            kept.append(mixture)
-    return len(kept)
+        if all(np.abs(mixture - other).sum() / 2 > _SAME for other in distinct):
+            distinct.append(mixture)
+    return len(distinct)
 
 
 def _choose(candidates: Sequence[Candidate], confirm: Mapping[str, Sequence[RunSpec]], again: Trained) -> _Choice:

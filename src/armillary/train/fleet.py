@@ -100,8 +100,8 @@ def member_bytes(spec: RunSpec) -> int:
     stacks only a block of them exists at a time.
     """
     shape, product = spec.model, 2 if spec.precision == "bf16" else 4
-    kept = 2 * shape.d_model + shape.attention_block.kept(shape) + shape.feed_forward_block.kept(shape)
-    layer = 2 * 4 * shape.d_model + product * kept
+    activations = 2 * shape.d_model + shape.attention_block.kept(shape) + shape.feed_forward_block.kept(shape)
+    layer = 2 * 4 * shape.d_model + product * activations
     tokens = spec.batch_tokens // spec.accumulation
     # fp32: weights, gradients, two moments, and gradients before they are added; then weights for products
     state = (5 * 4 + product) * shape.parameters

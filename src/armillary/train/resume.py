@@ -50,9 +50,9 @@ def begin(run: Run[Any], trunk: Trunk | None = None, kind: EventKind = "resume")
         found = _examine(run, folder / f"step-{step}", step)
         if isinstance(found, CheckpointReader):
             for later, what in damaged:
-                kept = by_first(run.world, partial(set_aside, run.checkpoints / f"step-{later}")).name
+                name = by_first(run.world, partial(set_aside, run.checkpoints / f"step-{later}")).name
                 run.reporter.fault(
-                    later, f"step-{later}", what, f"using the previous one; the damaged one is kept as {kept}"
+                    later, f"step-{later}", what, f"using the previous one; the damaged one is kept as {name}"
                 )
             for skipped, why in found.skipped.items():
                 if skipped not in run.skipped:  # the record was lost

@@ -18,7 +18,7 @@ def show_dry_run(name: str, found: Any) -> None:
     phases: dict[int, list[Any]] = {}
     for report in found.reports:
         phases.setdefault(report.first_step, []).append(report)
-    kept = [
+    rows = [
         [
             _place(report),
             _layers(report.layers),
@@ -30,7 +30,7 @@ def show_dry_run(name: str, found: Any) -> None:
     show_table(
         f"{name}: {counted(found.parameters, 'parameter')} on {counted(found.ranks, 'rank')}; held on each rank (GiB)",
         ["rank", "layers", "numbers", "parameters", "gradients", "optimizer"],
-        kept,
+        rows,
     )
     for first, reports in phases.items():
         show_table(

@@ -124,9 +124,9 @@ def run(
         reporter.close()
     recorded = None
     if store is not None:
-        kept = open_store(store)
-        recorded = record_examination(kept, place)["examination"]
-        kept.close()
+        opened = open_store(store)
+        recorded = record_examination(opened, place)["examination"]
+        opened.close()
     if as_json:
         return show_json(examination.to_json() | ({} if recorded is None else {"examination": recorded}))
     show_results(f"{model}", examination)

@@ -99,12 +99,15 @@ def _file(backend: Any, prompts: Any, out: Path, as_json: bool) -> None:
 
     reporter, begun = Reporter(), time.monotonic()
 
-    def progress(done: int, total: int, kept: int) -> None:
+    def progress(done: int, total: int, resumed: int) -> None:
         # Kept answers take no time, so the time left counts only the others.
         rate = backend.cost.new_tokens / max(time.monotonic() - begun, 1e-9)
-        if total > kept:
+        if total > resumed:
             reporter(
-                "generate", done - kept, total - kept, f"{done} of {counted(total, 'prompt')}, {rate:.0f} tokens/s"
+                "generate",
+                done - resumed,
+                total - resumed,
+                f"{done} of {counted(total, 'prompt')}, {rate:.0f} tokens/s",
             )
 
     try:

@@ -127,9 +127,9 @@ def values(page: Page, run: Run, over: str, what: str) -> tuple[Array, Array]:
         with np.errstate(divide="ignore", invalid="ignore"):
             y = np.diff(tokens, prepend=0.0) / seconds
         y *= _scale(page, run, what)
-        kept = np.isfinite(y) & (seconds > 0)
-        x = steps[kept]
-        y = y[kept]
+        valid = np.isfinite(y) & (seconds > 0)
+        x = steps[valid]
+        y = y[valid]
     else:
         x, y = curve(run.folder, "step", what)
     if over == "step" or not len(x):

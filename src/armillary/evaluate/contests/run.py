@@ -215,10 +215,10 @@ def run_contest(
             done = answer_items(contest, parts.examined, method, examples, asker)
             entry = _entry(contest, parts.examined, (model, name), done, entries)
             pool = parts.examples if method.shots else []
-            kept = _examination(
+            saved = _examination(
                 contest, parts.examined, done, _settings(contest, method, pool, options.similarity), asker
             )
-            entries.append(replace(entry, examination=kept))
+            entries.append(replace(entry, examination=saved))
             answers = dict(done.answers)
             if voting:
                 answers.update(answer_items(contest, parts.development, method, examples, asker).answers)

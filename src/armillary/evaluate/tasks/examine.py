@@ -116,8 +116,8 @@ def prepare(tasks: Sequence[str], data: Path, options: ExamOptions, variant: int
     return prepared
 
 
-def examine(backend: Backend, prepared: Prepared, options: ExamOptions, kept: Answers | None = None) -> Examination:
-    """Run the prepared tasks on ``backend`` and score its answers. Answers in ``kept`` are not requested again.
+def examine(backend: Backend, prepared: Prepared, options: ExamOptions, saved: Answers | None = None) -> Examination:
+    """Run the prepared tasks on ``backend`` and score its answers. Answers in ``saved`` are not requested again.
 
     Raises:
         UsageError: a prompt that is longer than the model's context, or a chat without a template.
@@ -128,7 +128,7 @@ def examine(backend: Backend, prepared: Prepared, options: ExamOptions, kept: An
     # Examples are drawn while prompts are built, from the same seed each time, as in lm_eval.
     for task in prepared.objects.values():
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
-    asked = Asked(backend, kept, options.progress)
+    asked = Asked(backend, saved, options.progress)
     found = evaluate(
         lm=language_model(asked),
         task_dict={"tasks": prepared.objects, "groups": {}, "group_map": {}},

@@ -75,14 +75,14 @@ class Asked:
     """The requests of an examination to a backend, and the answers with details that lm_eval does not pass on.
 
     Args:
-        backend: answers requests that are not in ``kept``.
+        backend: answers requests that are not in ``saved``.
         kept: answers on disk; None keeps none.
         progress: called with the number of answers so far and the number requested.
     """
 
-    def __init__(self, backend: Backend, kept: Answers | None = None, progress: Progress | None = None) -> None:
+    def __init__(self, backend: Backend, saved: Answers | None = None, progress: Progress | None = None) -> None:
         self.backend = backend
-        self.kept = kept
+        self.saved = saved
         self.progress = progress or (lambda done, total: None)
         self.choices: dict[str, Choice] = {}
         self.cut: dict[str, int] = {}  # tokens cut, by the key of the request
@@ -136,7 +136,9 @@ class Asked:
         Raises:
             RequestError: raised by the backend, with the index in ``requests``.
         """
-        found = self.kept.complete(self.backend, requests) if self.kept is not None else self.backend.complete(requests)
+        found = (
+            self.saved.complete(self.backend, requests) if self.saved is not None else self.backend.complete(requests)
+        )
         answers: dict[int, Choice] = {}
         for completion in found:
             answers[completion.index] = completion.choices[0]
@@ -155,8 +157,8 @@ class Asked:
         for start in range(0, len(pairs), _PAIRS):
             part = pairs[start : start + _PAIRS]
             try:
-                if self.kept is not None:
-                    found += self.kept.loglikelihood(self.backend, part)
+                if self.saved is not None:
+                    found += self.saved.loglikelihood(self.backend, part)
                 else:
                     found += self.backend.loglikelihood(part)
             except RequestError as error:

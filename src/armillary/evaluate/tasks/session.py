@@ -40,8 +40,8 @@ def hold_examination(
     # The model is opened first, so that a missing model leaves no folder behind.
     with closing(opened()) as backend, exclusive(folder / ".lock", "examines a model into this folder"):
         _begin(folder, backend.identity, formats)
-        with open_answers(folder / ANSWERS, backend.identity) as kept:
-            held = [examine(backend, prepared, options, kept) for prepared in formats]
+        with open_answers(folder / ANSWERS, backend.identity) as saved:
+            held = [examine(backend, prepared, options, saved) for prepared in formats]
         examination = held[0] if len(held) == 1 else over_variants(held)
         if options.lineage is not None:
             examination = replace(examination, model={**examination.model, "lineage": dict(options.lineage)})
@@ -109,8 +109,8 @@ def _begin(folder: Path, identity: Mapping[str, Any], formats: Sequence[Prepared
         raise ArmillaryError(f"{path}: cannot be written ({error.strerror})") from error
 
 
-def _with_others(kept: Examination, new: Examination) -> Examination:
-    """``new``, and those tasks of ``kept`` that it does not repeat."""
-    others = {task: items for task, items in kept.items.items() if task not in new.items}
-    results = tuple(result for result in kept.results if result.task in others)
+def _with_others(earlier: Examination, new: Examination) -> Examination:
+    """``new``, and those tasks of ``earlier`` that it does not repeat."""
+    others = {task: items for task, items in earlier.items.items() if task not in new.items}
+    results = tuple(result for result in earlier.results if result.task in others)
     return replace(new, results=results + new.results, items={**others, **new.items})

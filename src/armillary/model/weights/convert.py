@@ -127,13 +127,13 @@ def convert(
         write = partial(export_mindspore, container=options.container)
     if options.quantize is not None:
         write = partial(export_gguf if options.to == "gguf" else export_huggingface, quantize=options.quantize)
-    kept = source
+    weights = source
     if options.calibration is not None:
         if options.quantize not in BITS:
             raise UsageError(f"--calibrate: only for --quantize {' or '.join(BITS)}; llama.cpp's types do not use it")
-        kept = scaled(source, options.calibration(source), BITS[options.quantize])
+        weights = scaled(source, options.calibration(source), BITS[options.quantize])
     try:
-        export = write(kept, dtype)
+        export = write(weights, dtype)
     except UsageError as error:  # a shape knows no file
         raise error if str(src) in str(error) else UsageError(f"{src}: {error}") from error
     total = sum(tensor.bytes for tensor in export.tensors)

@@ -43,10 +43,10 @@ def verify_rules(task: Task, reply: str) -> Verdict:
     broken = []
     for place, rule in enumerate(rules):
         try:
-            kept = _kept(rule, reply.strip())
+            rest = _kept(rule, reply.strip())
         except UsageError as error:
             raise UsageError(f"check.rules[{place}]: {error}") from None
-        if not kept:
+        if not rest:
             broken.append(str(rule["rule"]))
     return Verdict("wrong" if broken else "right", None, f"breaks {', '.join(broken)}" if broken else "")
 

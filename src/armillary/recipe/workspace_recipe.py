@@ -112,8 +112,8 @@ def results_folder(file: Path, name: str) -> tuple[Path, str | None]:
     place, older = _short(file.resolve().parent / name), Path(name)
     if not older.exists() or (place.exists() and place.samefile(older)) or not _has_results(older):
         return place, None
-    kept = older / NAME
-    if kept.is_file() and not _same_question(kept, file):
+    copy = older / NAME
+    if copy.is_file() and not _same_question(copy, file):
         return place, None
     if place.exists():
         return place, f"{older.resolve()} also has results of that name; read them with --out {older}"
@@ -127,10 +127,10 @@ def _has_results(folder: Path) -> bool:
     return is_workspace(folder) or (folder / "spec.json").exists() or (folder / "checkpoints").exists()
 
 
-def _same_question(kept: Path, file: Path) -> bool:
+def _same_question(copy: Path, file: Path) -> bool:
     """Whether both recipes have the same ``corpus`` section; True if one of them cannot be read."""
     try:
-        return load_recipe(kept).corpus == load_recipe(file).corpus
+        return load_recipe(copy).corpus == load_recipe(file).corpus
     except ArmillaryError:
         return True
 
