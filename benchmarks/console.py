@@ -104,7 +104,7 @@ def write_metrics(folder: Path, steps: int, seed: int) -> None:
 
 
 def serve(places: str, addresses: list[str]) -> None:
-    """In a process of its own: print seconds and bytes of each address, which is asked for twice, and the memory."""
+    """In a subprocess: print seconds and bytes of each address, which is asked for twice, and the memory."""
     from starlette.testclient import TestClient
 
     from armillary.console import ConsoleOptions, create_app
@@ -150,7 +150,7 @@ def measure(folder: Path, compared: list[str]) -> tuple[list[dict[str, Any]], fl
 
 
 def listing(folder: Path) -> tuple[float, float]:
-    """Seconds and MiB of ``Store.overview`` as `armillary runs --json` prints it, in a process of its own."""
+    """Seconds and MiB of ``Store.overview`` as `armillary runs --json` prints it, in a subprocess."""
     program = (
         "import json, resource, sys, time; begin = time.perf_counter()\n"
         "from pathlib import Path\nfrom armillary.store import Store\n"

@@ -13,7 +13,7 @@ In one run on one machine:
 - the time between two runs on a worker: from one's last step to the next one's first, validation taken out.
 
 Peers and ours take turns, so that a machine that is busy with other things shows as spread. Hugging Face and litgpt
-get virtual environments of their own in the cache folder, made in the first run (about a minute each).
+get separate virtual environments in the cache folder, made in the first run (about a minute each).
 
 Trade-offs: peers are timed without their first two steps (compilation, allocation), without evaluation and without
 checkpoints, ours with everything. Runs are as short as the time allows, and validated on as many windows as keeps

@@ -105,7 +105,7 @@ def train(folder: Path, workers: int) -> Runs:
     design = simplex_design(MIXTURES, [0] * 3, [1] * 3, centre=NATURAL, seed=0)
     # The natural and the uniform mixture, a mixture without code, and one with much of it.
     again = np.array([NATURAL, [1 / 3] * 3, [0.0, 0.5, 0.5], [0.9, 0.05, 0.05]])
-    # A seed of its own for each mixture: one for all would pass its own luck off as a bias.
+    # A different seed for each mixture: the luck of a shared seed would look like a bias.
     wanted = [(row, 100 + number) for number, row in enumerate(design)]
     wanted += [(row, seed) for row in again for seed in range(SEEDS)]
     specs = [

@@ -167,7 +167,7 @@ def make_spec(tiny_corpus: Any) -> Callable[..., RunSpec]:
 
 @pytest.fixture
 def quick_law(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mixture study with a plain law in the place of its own, which takes seconds."""
+    """The mixture study with a plain law instead of the mixture law, which takes seconds to fit."""
     import fakes
     from armillary.study import mixture
 

@@ -1,4 +1,4 @@
-"""A server in a process of its own, and a chat template that knows tools."""
+"""A server in a subprocess, and a chat template that knows tools."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def test_the_readmes_have_the_same_numbers() -> None:
 def printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[str], str]:
-    """What a program of a page prints that runs in a folder of its own, in this process, which has its libraries."""
+    """What a program of a page prints. It runs in an empty folder, in this process, which has loaded the libraries."""
 
     def run(code: str) -> str:
         monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Processes that are measured beside ours: peers in environments of their own, and matrix products.
+"""Processes that are measured beside ours: peers in separate environments, and matrix products.
 
 A peer is started once and kept between its turns. What a peer needs is installed into a virtual environment in the
 cache folder, with torch of our own version, by the ordinary pip; a peer that cannot be installed or that fails says why

@@ -75,7 +75,7 @@ VERBS = [
 
 @pytest.fixture
 def call(capfd, monkeypatch):
-    """Give a command in this process, which is much faster than in one of its own, and see what a caller would."""
+    """Run a command in this process, which is much faster than a subprocess; return what a caller sees."""
 
     def command(*arguments):
         monkeypatch.setattr(sys, "argv", ["armillary", *map(str, arguments)])

@@ -254,7 +254,7 @@ def test_attempts_of_any_size_sum_to_the_elapsed_time(streams, sizes):
 
 @given(st.dictionaries(st.integers(0, 3), STREAMS, min_size=1), st.data())
 def test_torn_files_of_ranks_with_other_clocks_sum_too(tmp_path_factory, streams, data):
-    """Each rank has a clock of its own, and its file was cut by a kill and continued by the next attempt."""
+    """Ranks have different clocks; a kill cut off the files, and the next attempt continued them."""
     folder = tmp_path_factory.mktemp("run")
     kept = 0
     for rank, events in streams.items():

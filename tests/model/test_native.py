@@ -63,7 +63,7 @@ def test_a_flipped_bit_is_noticed(cache, place):
 
 
 def test_a_process_with_a_truncated_library_lives(cache, monkeypatch):
-    """In a process of its own, as loading a truncated library ends one with SIGBUS."""
+    """In a subprocess, because loading a truncated library kills the process with SIGBUS."""
     monkeypatch.undo()
     environment = {**os.environ, "XDG_CACHE_HOME": str(cache.parent)}
     ask = "import torch; from armillary.model.native import kernels; print(kernels(torch.float32) is not None)"

@@ -72,7 +72,7 @@ def test_the_lineage_walks_back_from_the_weights(tmp_path: Path, tokenizer_file:
 def test_the_commit_is_that_of_the_checkout_and_none_elsewhere(
     tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # a repository of its own, in which the package is first not tracked, then tracked, then changed
+    # a separate repository, in which the package is first not tracked, then tracked, then changed
     package = tmp_path / "checkout" / "armillary"
     package.mkdir(parents=True)
     source = package / "__init__.py"

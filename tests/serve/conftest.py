@@ -1,4 +1,4 @@
-"""Servers in processes of their own, over the tiny model."""
+"""Servers in subprocesses, over the tiny model."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def programs():
 
 @pytest.fixture(scope="module")
 def server():
-    """A server in a folder of its own that listens to nothing but a socket there; a call restarts it."""
+    """A server in a temporary folder that listens only on a socket there; a call restarts it."""
     folder, options = programs()
     with tempfile.TemporaryDirectory(prefix="armillary-") as place:
         os.chown(place, options.get("user", -1), -1)
@@ -119,7 +119,7 @@ def test_two_programs_that_want_the_same_runs_at_once(url, make_spec, undisturbe
 
 
 def test_members_of_a_team_open_and_fill_one_database_at_once(url, make_spec, tmp_path):
-    """From folders of their own, on machines that know nothing of each other; in opposite orders."""
+    """From different folders, as on machines without a shared disk; in opposite orders."""
     specs = [make_spec(seed=seed) for seed in range(STUDIES)]
 
     def member(number):

@@ -41,7 +41,7 @@ def left(imported: Any) -> dict[str, str]:
 
 @pytest.fixture
 def boards(tmp_path: Path) -> Path:
-    """Runs as PyTorch's writer leaves them, one with settings in a folder of their own."""
+    """Runs as PyTorch's writer leaves them, one with settings in a separate folder."""
     pytest.importorskip("tensorboard")
     from torch.utils.tensorboard import SummaryWriter
 

@@ -31,7 +31,7 @@ def tracker(name: str, *marks: Any) -> Any:
     return pytest.param(name, marks=[skip, *marks], id=name)
 
 
-# MLflow makes its tables and Weights & Biases starts a process of its own: seconds each
+# MLflow makes its tables and Weights & Biases starts a process: seconds each
 TRACKERS = [tracker("tensorboard"), *(tracker(name, pytest.mark.slow) for name in ("mlflow", "wandb", "trackio"))]
 
 

@@ -43,7 +43,7 @@ def different(make_spec):
 
 @pytest.mark.parametrize("capacity", [1, 2, 6, 9])
 def test_every_member_is_the_run_trained_alone(capacity, different, tiny_corpus, tmp_path, undisturbed, outcome):
-    """With fewer places than runs, runs enter where others have left, at steps of their own."""
+    """With fewer places than runs, a run takes the place of a finished one and has its own steps."""
     runs = [Assignment(spec, tmp_path / spec.id) for spec in different]
     told = {spec.id: [] for spec in different}
     results = dict(train_fleet(runs, tiny_corpus, capacity, progress=lambda run, step: told[run].append(step)))

@@ -312,7 +312,7 @@ class TransformersBackend(InProcess):
         plain = [{"role": message.role, "content": message.content} for message in messages]
         try:
             text: str = self._tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # templates are programs and raise errors of their own
+        except Exception as error:  # templates are programs and can raise any error
             raise BadRequestError(index, f"the chat template refuses the messages ({one_line(error)})") from None
         return text
 

@@ -57,7 +57,7 @@ def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
 def compiled(source: bytes, flags: tuple[str, ...], use: str, longer: str) -> ctypes.CDLL | None:
     """The library of a C ``source``, which may include ``vectors.h``; None if switched off or it cannot be built.
 
-    ``use`` and ``longer`` complete the warning that PyTorch's operators take its place: "generation uses", "ten times".
+    ``use`` and ``longer`` complete the warning about slower PyTorch operators: "generation uses", "ten times".
     """
     if os.environ.get("ARMILLARY_NATIVE") == "0":
         return None

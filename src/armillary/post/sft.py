@@ -1,8 +1,8 @@
 """Supervised fine-tuning of a model in a Hugging Face folder on a file of conversations.
 
 The run is an ordinary run of the trainer: its specification has the objective ``supervised`` and starts from the
-model's weights. It therefore resumes, and has the same numbers in every layout. The corpus of the examples is the
-model's tokenizer, without text. One folder holds everything::
+model's weights. It therefore resumes, and has the same numbers in every layout. Its corpus holds the model's tokenizer
+and the examples, but no text. One folder holds everything::
 
     OUT/settings.json       the settings, with the hashes of model and data; sealed
     OUT/corpus/HASH/        the tokenizer, and the examples as tokens and weights
@@ -65,10 +65,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SftResult:
-    """A finished fine-tuning.
+    """A finished fine-tuning: the folder of the model, the run's result and the plan.
 
-    It has the folder, the run's result, and the nats per assistant token on held-out conversations before and after
-    (None without them).
+    ``before`` and ``after`` are nats per assistant token on held-out conversations; None without such conversations.
     """
 
     model: Path

@@ -37,20 +37,21 @@ class Supervised(Document):
 class Preference(Document):
     """Pairs of a preferred and a rejected answer: direct preference optimization (Rafailov et al. 2023, 2305.18290).
 
-    ``examples`` is the hash of a set of pairs in the corpus (``corpus.write_pairs``), which holds the log-probability
-    of each answer under the weights that the run starts from: the reference of the loss. With c and r, the gains of
-    the chosen and the rejected answer in log-probability over the reference, the loss of a pair is, by ``loss``:
+    ``examples`` is the hash of a set of pairs in the corpus (``corpus.write_pairs``). The set holds the log-probability
+    of each answer under the reference, the weights that the run starts from. Let c and r be the log-probabilities of
+    the chosen and the rejected answer minus those under the reference. Depending on ``loss``, the loss of a pair is:
 
-    - ``sigmoid``: -log sigmoid(beta (c - r)), where an answer counts with the sum over its tokens (equation 7);
+    - ``sigmoid``: -log sigmoid(beta (c - r)), with log-probabilities summed over the tokens (equation 7);
     - ``sigmoid_norm``: the same with the mean over the tokens of each answer (Lambert et al. 2024, arXiv 2411.15124);
-    - ``robust``: ``sigmoid``, corrected for the share ``label_smoothing`` of pairs that are the wrong way round
+    - ``robust``: ``sigmoid``, corrected on the assumption that a share ``label_smoothing`` of the pairs is swapped
       (Chowdhury et al. 2024, arXiv 2403.00409);
     - ``hinge``: max(0, 1 - beta (c - r)) (Zhao et al. 2023, arXiv 2305.10425);
     - ``ipo``: (c - r - 1 / (2 beta))^2 with means over tokens, as TRL computes it, and ``ipo_sequence`` with sums, as
       published (Azar et al. 2023, arXiv 2310.12036, equation 17).
 
-    The names are those of TRL. With ``label_smoothing`` s the first two take (1 - s) times the loss plus s times that
-    of the swapped pair. ``sft_weight`` adds this multiple of the mean cross entropy of the chosen answers' tokens.
+    The names are those of TRL. With ``label_smoothing`` s, the first two losses become (1 - s) times the loss plus s
+    times the loss of the swapped pair. ``sft_weight`` times the mean cross entropy of the chosen answers' tokens is
+    added.
     """
 
     later: ClassVar[tuple[str, ...]] = ("loss", "label_smoothing", "sft_weight")
@@ -75,8 +76,8 @@ Objective = Annotated[NextToken | Supervised | Preference, Field(discriminator="
 MEASURES = tuple(f"preference/{name}" for name in ("margin", "accuracy", "chosen_logprob", "rejected_logprob"))
 """The measurements of a step on pairs: means over the pairs of its batch, before the step.
 
-``margin`` is the difference of the implicit rewards, beta (c - r) with sums over tokens whatever the loss; ``accuracy``
-the share of pairs in which the chosen answer has the larger one; the others are the answers' log-probabilities in nats.
+``margin`` is the difference of the implicit rewards, beta (c - r), for every loss with sums over tokens. ``accuracy`` is
+the share of pairs in which the chosen answer has the larger reward. The others are log-probabilities in nats.
 """
 
 

@@ -270,7 +270,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "law": ("Law", "规律"),
     "held_out": ("Held out", "留出"),
     "forecasts": ("Forecasts", "预报数"),
-    "inside_count": ("Inside", "命中"),
+    "inside_count": ("Inside", "区间内"),
     "mean_error": ("Mean error", "平均误差"),
     "mean_width": ("Mean width of the interval", "区间平均宽度"),
     "extrapolation": ("Times N·D", "N·D 倍数"),

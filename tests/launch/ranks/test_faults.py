@@ -18,7 +18,7 @@ from armillary.resilience.snapshots import _is_owned
 class Said:
     """A reporter that keeps what it is told."""
 
-    lines: list[str] = []  # noqa: RUF012 (shared on purpose: each line comes through a reporter of its own)
+    lines: list[str] = []  # noqa: RUF012 (shared on purpose: every reporter adds its line here)
 
     def __call__(self, stage, done, total, note):
         """Nothing."""

@@ -1,4 +1,4 @@
-"""A study as a program of its own, so that it can be killed and interrupted: STORE CORPUS SPEC.json..."""
+"""A study as a separate program, so that it can be killed and interrupted: STORE CORPUS SPEC.json..."""
 
 import os
 import sys

@@ -32,7 +32,7 @@ def wait_for(condition):
 
 @pytest.fixture(scope="module")
 def fleet(tiny_corpus, tmp_path_factory):
-    """Two workers for all tests here, since starting them takes longest; every test has runs of its own."""
+    """Two workers for all tests here, since starting them takes longest; every test uses different runs."""
     with LocalExecutor(Store(tmp_path_factory.mktemp("store")), tiny_corpus.path, 2) as executor:
         yield executor
 
@@ -190,7 +190,7 @@ def test_throughput_is_measured_in_every_worker(fleet, make_spec):
 
 @pytest.fixture
 def study(make_spec, tiny_corpus, tmp_path):
-    """Start a study of three long runs in a process group of its own, and wait for a first checkpoint."""
+    """Start a study of three long runs in a new process group, and wait for a first checkpoint."""
     specs = [make_spec(steps=800, seed=seed, validation=Validation(windows=4)) for seed in (70, 71, 72)]
     paths = [tmp_path / f"{spec.id}.json" for spec in specs]
     for path, spec in zip(paths, specs, strict=True):

@@ -299,7 +299,7 @@ print(program.returncode, len(closed), told, len(others()))
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["wait", "kill"])
 def test_a_ray_of_our_own_lives_as_long_as_its_program(make_spec, undisturbed, outcome, tiny_corpus, tmp_path, how):
-    """In a process namespace of its own, where no other Ray is seen, and all that was started can be counted."""
+    """In a new process namespace, where no other Ray is visible and every started process can be counted."""
     alone = ["unshare", "--pid", "--kill-child", "--mount-proc"] + ["--map-root-user"] * (os.geteuid() != 0)
     if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this machine allows no process namespaces (unshare --pid)")

@@ -20,7 +20,7 @@ PATIENCE_S = 120
 
 @pytest.fixture(scope="module")
 def fleet(tiny_corpus, tmp_path_factory):
-    """One worker for all tests here, since starting it takes longest; every test has runs of its own."""
+    """One worker for all tests here, since starting it takes longest; every test uses different runs."""
     with LocalExecutor(Store(tmp_path_factory.mktemp("store")), tiny_corpus.path, 1, 0.05) as workers:
         yield workers
 

@@ -15,7 +15,7 @@ from armillary.recipe import UsageError
 
 
 def test_error_rates_on_labelled_replies() -> None:
-    """Without code and formulas, which need processes of their own: the slow test has them."""
+    """Without code and formulas, which need subprocesses; the slow test covers them."""
     cases = [case for case in labelled_cases(4) if case.kind not in ("code", "formula")]
     wrongly = [case for case in cases if (judge_task(case.task, case.reply).outcome == "right") != case.right]
     assert len(cases) > 1500 and {case.kind for case in cases} == {"math", "text", "list", "choice"}

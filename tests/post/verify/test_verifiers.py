@@ -264,7 +264,7 @@ def test_a_check_that_cannot_be_used_is_named(check: dict[str, Any] | None, answ
     ),
 )
 def test_any_reply_gets_a_verdict(before: str, text: str) -> None:
-    """With checks that need no process of their own."""
+    """With checks that need no subprocess."""
     for check, gold in (
         (M, "5"),
         ({"kind": "math", "unit": "km"}, "5"),

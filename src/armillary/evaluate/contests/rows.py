@@ -55,7 +55,7 @@ class Row:
         return value
 
     def objects(self, field: str) -> list[Row]:
-        """A list of objects, each as a row of its own."""
+        """A list of objects, each as a separate row."""
         value = self.value(field)
         if not isinstance(value, list) or not all(isinstance(part, dict) for part in value):
             raise self.wrong(field, f"must be a list of objects, given {_short(value)}")

@@ -47,7 +47,7 @@ class Local(Cluster):
         return JobFile("job.sh", "\n".join(lines) + "\n", ("sh", str(task.place / "job.sh")))
 
     def submit(self, task: Task, job: JobFile) -> str:
-        """Start the script in a session of its own."""
+        """Start the script in a new session."""
         with open(task.place / LOG, "ab") as log:
             process = subprocess.Popen(
                 job.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

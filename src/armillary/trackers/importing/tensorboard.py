@@ -1,6 +1,6 @@
 """Reads runs from event files of TensorBoard: scalars, hyperparameters, and the settings that an export wrote.
 
-A folder with event files is a run. PyTorch's ``add_hparams`` writes a folder of its own below; its settings belong to
+A folder with event files is a run. PyTorch's ``add_hparams`` writes a separate folder below; its settings belong to
 the run above.
 """
 

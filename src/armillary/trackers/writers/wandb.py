@@ -1,6 +1,6 @@
 """Weights & Biases: a run with the id of the Armillary run, offline in files for ``wandb sync``, or online.
 
-Offline, each attempt that has something to add writes a folder ``offline-run-…`` of its own with the same run id, and
+Offline, each attempt that has something to add writes a separate folder ``offline-run-…`` with the same run id, and
 ``wandb sync`` joins them. What these files hold says where to continue. All metrics of a step are one record.
 """
 
