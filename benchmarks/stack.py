@@ -49,7 +49,7 @@ def specification(layers: int, width: int, vocabulary: int, context: int, precis
 
 
 def stepper(spec: RunSpec, members: int, device: torch.device) -> Callable[[], Any]:
-    """A step of so many models; a single one without a stack."""
+    """A step of this many models; a single one runs without a stack."""
     models = [Transformer(spec.model) for _ in range(members)]
     for seed, model in enumerate(models):
         model.init_weights(seed)

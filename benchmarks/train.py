@@ -12,9 +12,9 @@ Contestants, all on the same batches, initial weights, optimizer and learning ra
 
 They take turns, one thread per process, and validation losses at the end must agree to a hundredth of a nat.
 
-Trade-offs: fp32 only. The first steps are timed for nobody: two of the others' (allocation, first collectives), the
-first ``FLUSH`` of ours, which tells its time in such portions. Ours is timed with its checkpoints; validation, which
-the others do not carry out in their timed part, is left out.
+Trade-offs: fp32 only. The first steps are not timed: two steps of the others (allocation, first collectives), and the
+first ``FLUSH`` steps of ours, which reports its time in groups of this size. The time of ours includes checkpoints.
+Validation is left out, because the timed part of the others has none.
 
     python benchmarks/train.py --json train.json
     python benchmarks/train.py --shapes 4x128 --ranks 2 --rounds 3

@@ -64,7 +64,7 @@ class Server:
         """Wait until something is true."""
         end = time.monotonic() + seconds
         while not true():
-            assert time.monotonic() < end, "it did not come true in time"
+            assert time.monotonic() < end, "the condition was not met in time"
             time.sleep(0.02)
 
     def end(self, number: int = signal.SIGTERM) -> tuple[int, str]:

@@ -37,7 +37,7 @@ def environment() -> dict[str, str]:
 
 
 def product_rate(library: str, precision: str, processes: int, threads: int) -> float:
-    """GFLOP/s of square matrix products, in so many processes at once with so many threads each."""
+    """GFLOP/s of square matrix products in several processes at once, each with a number of threads."""
     command = [sys.executable, str(HERE / "products.py"), library, precision, str(threads)]
     started = [
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())

@@ -233,7 +233,7 @@ def test_load_is_counted_once_per_backward_pass() -> None:
     model, tokens = built(shape), random_tokens(shape, 2, 9)
     with torch.no_grad():
         model.loss(tokens)  # a validation
-    model.loss(tokens)  # and a forward pass that nobody differentiates
+    model.loss(tokens)  # and a forward pass without a backward pass
     x = model.embedding(tokens[:, :-1])  # type: ignore[misc]
     (mixture, *_) = mixtures(model)
     checkpoint(mixture, x, use_reentrant=False).sum().backward()  # computed twice, counted once

@@ -1,4 +1,4 @@
-"""Every file of examples/ but programs is a recipe that this version loads, so that nobody starts from a stale one."""
+"""Every recipe in examples/ can be loaded by this version."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def test_a_hang_is_found_after_ten_seconds_or_three_steps(length):
 def test_work_that_takes_longer_than_steps_has_a_limit_of_its_own():
     watched = Watched()
     watched.until(5.0)
-    assert watched.work(FIRST_S / 2) is None  # the first validation: nobody knows how long it takes
+    assert watched.work(FIRST_S / 2) is None  # the first validation, whose duration is unknown
     watched.until(5.0)
     assert watched.work(FIRST_S) is None  # twice that is not yet suspicious
     watched.until(5.0)
@@ -128,7 +128,7 @@ def test_a_watcher_that_was_asleep_accuses_nobody():
     watched = Watched()
     watched.until(5.0)
     begun, stopped = watched.begun, watched.now
-    watched.now += 3600.0  # the whole machine slept: no rank took a step or beat, and nobody looked
+    watched.now += 3600.0  # the whole machine slept: no rank stepped or beat, and the watcher did not look
     watched.silent = dict.fromkeys(range(RANKS), stopped)
     watched.begun = begun
     assert watched.detector.look(watched.heartbeats(), watched.now) is None

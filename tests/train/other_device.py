@@ -1,9 +1,9 @@
-"""A device that nobody sells, under a name of its own: its tensors keep their numbers on the CPU, which computes them.
+"""A fictional device with its own name: its tensors keep their numbers on the CPU, which also computes.
 
     python other_device.py NAME RUN FOLDER
 
-carries out the large run, given as JSON, on it: as a rank where a launcher says so, else alone, stopped and started
-again in the middle.
+trains the large run, given as JSON, on this device: as a rank under a launcher, otherwise alone, with a stop and a
+restart in the middle.
 """
 
 from __future__ import annotations

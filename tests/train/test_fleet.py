@@ -1,4 +1,4 @@
-"""Runs in a stack are the runs trained alone, bit for bit, whoever joins, leaves, stops or diverges beside them."""
+"""Runs in a stack equal the runs trained alone, bit for bit, also if others join, finish, stop or diverge."""
 
 import time
 from functools import partial

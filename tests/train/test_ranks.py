@@ -1,4 +1,4 @@
-"""A run by many ranks is the run of one process, whoever goes on with it, and whatever happens to a checkpoint."""
+"""A run of many ranks equals the run of one process, also after a change of layout and with a damaged checkpoint."""
 
 from __future__ import annotations
 

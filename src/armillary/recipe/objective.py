@@ -76,8 +76,8 @@ Objective = Annotated[NextToken | Supervised | Preference, Field(discriminator="
 MEASURES = tuple(f"preference/{name}" for name in ("margin", "accuracy", "chosen_logprob", "rejected_logprob"))
 """The measurements of a step on pairs: means over the pairs of its batch, before the step.
 
-``margin`` is the difference of the implicit rewards, beta (c - r), for every loss with sums over tokens. ``accuracy`` is
-the share of pairs in which the chosen answer has the larger reward. The others are log-probabilities in nats.
+``margin`` is the difference of the implicit rewards, beta (c - r), with sums over tokens for every loss. ``accuracy``
+is the share of pairs in which the chosen answer has the larger reward. The others are log-probabilities in nats.
 """
 
 

@@ -164,7 +164,7 @@ def follow(work: Work) -> None:
 
 
 def say(text: str) -> None:
-    """Print a line for the user; nobody may be left to read it."""
+    """Print a line for the user, if standard output is still open."""
     with contextlib.suppress(OSError):
         _OUT.write(json.dumps(text) + "\n")
         _OUT.flush()

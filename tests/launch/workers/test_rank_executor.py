@@ -1,4 +1,4 @@
-"""Runs of a study over many ranks: the store hears of them what it would hear from workers."""
+"""Runs of a study over many ranks are recorded in the store as runs of workers are."""
 
 import errno
 import os
