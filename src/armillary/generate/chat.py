@@ -19,7 +19,7 @@ from jinja2 import nodes
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, one_line
 
 
 class ChatTemplate:
@@ -62,8 +62,7 @@ class ChatTemplate:
         try:
             return self._compiled.render(given)
         except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError, RecursionError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"the chat template refuses the messages ({reason})") from error
+            raise UsageError(f"the chat template refuses the messages ({one_line(error)})") from error
 
 
 def read_template(folder: Path, config: Mapping[str, Any]) -> str | None:

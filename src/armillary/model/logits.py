@@ -13,7 +13,7 @@ from torch import Tensor
 
 from armillary.model.transformer import Transformer
 from armillary.model.weights import build, open_model, save_tensors
-from armillary.recipe import ArmillaryError, UsageError
+from armillary.recipe import ArmillaryError, UsageError, reason_of
 
 
 def read_tokens(path: Path) -> Tensor:
@@ -25,8 +25,7 @@ def read_tokens(path: Path) -> Tensor:
     try:
         found = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UsageError(f"{path}: cannot be read as a safetensors file ({reason})") from error
+        raise UsageError(f"{path}: cannot be read as a safetensors file ({reason_of(error)})") from error
     if "tokens" not in found:
         raise UsageError(f"{path}: has no tensor 'tokens'; it has {', '.join(sorted(found)[:8]) or 'none'}")
     tokens = found["tokens"]

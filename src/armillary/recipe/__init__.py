@@ -78,7 +78,7 @@ from armillary.recipe.teaching import (
     load_teaching,
 )
 from armillary.recipe.trackers import MlflowTracker, TensorBoardTracker, Trackers, TrackioTracker, WandbTracker
-from armillary.recipe.words import all_problems, counted, first_problem, in_words, one_line, plural
+from armillary.recipe.words import all_problems, counted, first_problem, in_words, one_line, plural, reason_of
 from armillary.recipe.workspace_recipe import Given, given, is_workspace, keep_recipe, results_folder
 from armillary.recipe.written import (
     RECORD,
@@ -195,6 +195,7 @@ __all__ = [
     "read_sealed",
     "read_spec",
     "read_yaml",
+    "reason_of",
     "recorded",
     "recorded_files",
     "register_block",

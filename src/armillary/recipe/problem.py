@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from armillary.recipe.words import reason_of
+
 
 @dataclass(frozen=True)
 class FileProblem:
@@ -25,8 +27,7 @@ class FileProblem:
 
 def problem_of(path: Path, error: Exception | str, remedy: str) -> FileProblem:
     """Parse the problem from a reader's message; ``path`` and ``remedy`` are used if the message has none."""
-    text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-    text = text.rstrip(".")
+    text = reason_of(error).rstrip(".")
     place = re.compile(rf"({re.escape(str(path))}|[^:\n]*/[^:\n]*)(?::(\d+))?: (.*)", re.DOTALL).fullmatch(text)
     if place is not None:
         file, line, rest = place.groups()

@@ -49,6 +49,11 @@ _LIMITS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
+def reason_of(error: BaseException | str) -> str:
+    """The message of the system for an OSError, without the path; the text of any other error."""
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
 def one_line(error: BaseException) -> str:
     """The message of an error on one line; the name of its type if it has none."""
     return " ".join(str(error).split()) or type(error).__name__

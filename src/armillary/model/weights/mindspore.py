@@ -29,7 +29,7 @@ from armillary.model.weights import huggingface, telechat2
 from armillary.model.weights.files import check_tensors
 from armillary.model.weights.shards import Planned, ShardFiles, Shards, write_shards, write_tensor
 from armillary.model.weights.source import Export, Piece, Pieces, Source, parameter_sizes, plan
-from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, ModelShape, UsageError
+from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, ModelShape, UsageError, reason_of
 
 CHECKPOINT = "model.ckpt"
 MAX_BYTES = 2**31 - 1
@@ -75,8 +75,9 @@ class Checkpoint:
             with open(path, "rb") as file:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise DamagedFileError(f"{path}: cannot be read as a MindSpore checkpoint ({reason}); {_REMEDY}") from error
+            raise DamagedFileError(
+                f"{path}: cannot be read as a MindSpore checkpoint ({reason_of(error)}); {_REMEDY}"
+            ) from error
         end = len(self._data)
         if self._data[end - 17 : end - 10] == b"crc_num":
             end -= 17

@@ -27,6 +27,7 @@ from armillary.recipe import (
     UsageError,
     read_json,
     read_sealed,
+    reason_of,
     sealed,
 )
 
@@ -80,8 +81,7 @@ def check_weights(path: Path, shape: ModelShape) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> DamagedFileError:
-    reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-    return DamagedFileError(f"{path}: cannot be read as weights ({reason}); copy it or train it again")
+    return DamagedFileError(f"{path}: cannot be read as weights ({reason_of(error)}); copy it or train it again")
 
 
 def is_native(folder: Path) -> bool:

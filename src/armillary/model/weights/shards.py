@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from armillary.recipe import ArmillaryError
+from armillary.recipe import ArmillaryError, reason_of
 
 WEIGHTS = "model.safetensors"
 # The largest shard that is written, as in Hugging Face transformers.
@@ -83,9 +83,8 @@ class Shards:
                             raise _unreadable(folder, f"{key} is in {self.entries[key].file} and in {file}")
                         self.entries[key] = Entry(file, tuple(part.get_shape()), part.get_dtype())
             except (OSError, SafetensorError, ValueError) as error:
-                reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
                 named = f", which {index.name} names" if listed else ""
-                raise _unreadable(folder, f"{file}{named}: {reason}") from error
+                raise _unreadable(folder, f"{file}{named}: {reason_of(error)}") from error
         for key, file in listed.items():
             if key not in self.entries or self.entries[key].file != file:
                 raise _unreadable(folder, f"{index.name} has {key} in {file}, but that file lacks it")
