@@ -60,12 +60,12 @@ def is_target(spec: RunSpec, sky: float | None = None, seed: int | None = None) 
 def test_a_warning_about_a_far_target_is_in_the_language_of_the_page(lab: Lab, tmp_path: Path) -> None:
     evidence = evidence_of(lab)
     assert evidence.prediction is not None
-    said = {**evidence.prediction, "warnings": [far_warning(), "the run of row 3 is set aside"]}
-    data = data_of(replace(evidence, prediction=said), tmp_path)
+    prediction = {**evidence.prediction, "warnings": [far_warning(), "the run of row 3 is set aside"]}
+    data = data_of(replace(evidence, prediction=prediction), tmp_path)
     (reach,) = [note for note in data.notes if note.what == "reach"]
     assert float(reach.subject) == pytest.approx(16) and 1 < float(reach.detail) < 16
     page = html_of(data, tmp_path, "zh")
-    assert f"最大算力的 {reach.subject} 倍" in re.sub(r"<[^>]*>", "", page) and "largest compute" not in page
+    assert f"阶梯中最大一次训练的 {reach.subject} 倍" in re.sub(r"<[^>]*>", "", page) and "largest compute" not in page
     assert "the run of row 3 is set aside" in page  # no translation of it is known
 
 
