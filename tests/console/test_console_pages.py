@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from made import links, metrics
 
+from armillary.console.pages import examinations
 from armillary.recipe import RunSpec
 from armillary.store import Reader, RunFilter, Store
 
@@ -220,3 +221,9 @@ def test_folders_of_runs_without_a_store_are_shown(built, client, tmp_path):
         for link in {link for link in links(shown) if link.startswith(("/runs/", "/compare"))}:
             for further in links(ok(here, link)):
                 ok(here, further)
+
+
+def test_log_likelihoods_are_short_and_texts_whole():
+    assert examinations._shown(("-102.66062915263566", "-9.5")) == ["-102.661", "-9.5"]
+    assert examinations._shown(("3.14159265",)) == ["3.14159265"]  # an answer
+    assert examinations._shown(("3.14159265", "pi")) == ["3.14159265", "pi"]

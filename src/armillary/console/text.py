@@ -52,6 +52,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "study": ("study", "研究"),
     "status": ("status", "状态"),
     "shape": ("shape", "形状"),
+    "layers": ("layers", "层数"),
+    "per_page": ("runs per page", "每页条数"),
     "shape_hint": ("layers × width", "层数 × 宽度"),
     "size": ("parameters", "参数量"),
     "tokens": ("tokens", "词元数"),

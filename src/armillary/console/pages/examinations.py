@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from armillary.store import EXAMINATION
 _LEVEL = 0.95
 _ITEMS = 50
 _LONG = 2000  # characters of an output
+_NUMBER = re.compile(r"-?\d{1,9}\.\d+")
 _RECORDED = 60
 _CACHE = Cache(256)
 
@@ -89,12 +91,19 @@ def items(page: Page) -> dict[str, Any]:
         "tasks": tasks,
         "task": task,
         "subsets": subsets,
-        "rows": [(row, [output[:_LONG] for output in row.outputs], _overlap(row)) for row in shown],
+        "rows": [(row, _shown(row.outputs), _overlap(row)) for row in shown],
         "count": len(rows),
         "first": first,
         "next": page.link(**{"from": first + _ITEMS}) if first + _ITEMS < len(rows) else None,
         "previous": page.link(**{"from": max(0, first - _ITEMS)}) if first else None,
     }
+
+
+def _shown(outputs: Sequence[str]) -> list[str]:
+    """Outputs as they are shown: log-likelihoods of several choices with six digits, texts up to their limit."""
+    if len(outputs) > 1 and all(_NUMBER.fullmatch(output) for output in outputs):
+        return [f"{float(output):.6g}" for output in outputs]
+    return [output[:_LONG] for output in outputs]
 
 
 def _found(page: Page) -> dict[str, Path]:
