@@ -100,7 +100,8 @@ def schedule(
         size: as in ``parse_size``.
         steps: in all, with the warm-up.
         given: a measured curve ``step,lr,loss`` at that size.
-        peak_lr: highest rate; by default that of the known curves of this size.
+        peak_lr: highest rate; by default that of the known curves of this size, or the best of several between
+            their lowest and highest.
         out: table ``step,lr`` to write the schedule to, from the end of the warm-up on.
 
     Raises:

@@ -1,6 +1,7 @@
 """Law files of older versions: each kind in ``vN`` was written by a program of that version, before version 3.
 
-``expected.json`` beside them holds what the last program of version 2 predicted from each file that it read.
+``expected.json`` beside them holds what the last program of version 2 predicted from each file that it read. Annealing
+laws got other parameters later, so their files of that time are refused.
 """
 
 import json
@@ -10,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from armillary.laws import Curve
 from armillary.laws.files import DamagedLawError, ForeignLawError, LawFile, read_law, write_law
 from armillary.laws.files.old import upgraded
 
 HERE = Path(__file__).parent
-FILES = sorted(path for path in HERE.glob("v[0-9]/*.json") if path.name != "expected.json")
+EVERY = sorted(path for path in HERE.glob("v[0-9]/*.json") if path.name != "expected.json")
+FILES = [path for path in EVERY if path.stem != "anneal"]
 OLD = [path for path in FILES if path.parent.name in ("v1", "v2")]
 
 
@@ -28,9 +29,7 @@ def said(name, law):
     kind = name.split("-")[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return {"scaling": of_scaling, "hyperparameters": of_grid, "anneal": of_curves, "mixture": of_mixture}[kind](
-            law
-        )
+        return {"scaling": of_scaling, "hyperparameters": of_grid, "mixture": of_mixture}[kind](law)
 
 
 def of_scaling(law):
@@ -55,17 +54,6 @@ def of_grid(law):
     }
 
 
-def of_curves(law):
-    step = np.arange(50.0, 2001.0, 150.0)
-    rate = np.clip((2000 - step) / 900, 0.05, 1.0)
-    return {
-        "predict": lists(law.predict(Curve("new", 1e6, step, 1e-3 * rate))),
-        "new size": lists(law.predict(Curve("new", 8e6, step, 6e-4 * rate))),
-        "weights": law.weights_,
-        "noise": law.noise_,
-    }
-
-
 def of_mixture(law):
     X = [[0.2, 0.3, 0.5], [0.9, 0.05, 0.05]]
     answer = {
@@ -79,9 +67,6 @@ def of_mixture(law):
         answer["larger"] = lists(law.predict(X, sizes=6.4e7))
         answer["smaller"] = law.draws(X, sizes=2e6).tolist()
     return answer
-
-
-SAID = {"scaling": of_scaling, "hyperparameters": of_grid, "anneal": of_curves, "mixture": of_mixture}
 
 
 def name_of(path):
@@ -114,7 +99,18 @@ def close(one, other):
 def test_every_kind_is_there_in_every_version():
     kinds = {"anneal", "hyperparameters", "mixture", "scaling"}
     for version in ("v1", "v2", "v3"):
-        assert kinds <= {path.stem for path in FILES if path.parent.name == version}
+        assert kinds <= {path.stem for path in EVERY if path.parent.name == version}
+
+
+@pytest.mark.parametrize("path", [path for path in EVERY if path.stem == "anneal"], ids=name_of)
+def test_an_annealing_law_from_before_the_rate_was_a_variable_is_refused_and_not_changed(path):
+    before = path.read_bytes()
+    with pytest.raises(
+        ForeignLawError,
+        match=r"parameters of this kind have another meaning since version 3; fit the law again .*armillary fit anneal",
+    ):
+        read_law(path)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("path", OLD, ids=name_of)

@@ -309,7 +309,11 @@ def best_schedule(
     steps: Annotated[int, typer.Option(min=1, help="Total steps, including the warm-up.")],
     given: Annotated[Path | None, typer.Option(help="A measured curve step,lr,loss at this size.")] = None,
     peak_lr: Annotated[
-        float | None, typer.Option(callback=positive, help="Highest rate (default: that of the curves at this size).")
+        float | None,
+        typer.Option(
+            callback=positive,
+            help="Highest rate (default: that of the curves at this size, or the best between them if they differ).",
+        ),
     ] = None,
     path: Annotated[Path | None, typer.Option("--out", "-o", help="CSV of step,lr to write the schedule to.")] = None,
     as_json: JsonOption = False,
@@ -384,7 +388,7 @@ def reproduce(
 ) -> None:
     """Reproduce a published result from its measured data: our numbers next to theirs.
 
-    Names: regmix, chinchilla, ladder, multi-power-law, step-law, gemstones, isoflop, data-constrained.
+    Names: regmix, chinchilla, ladder, multi-power-law, two-rates, step-law, gemstones, isoflop, data-constrained.
 
     Example: armillary reproduce chinchilla --data published
     """

@@ -95,11 +95,13 @@ class Profile:
     Attributes:
         area: [n] area under the rate up to each row, S1, including the warm-up.
         time: [n] time of each row.
+        top: the peak rate.
         dwell: [n, r] time spent at each level of the rate up to each row, without the warm-up.
         level: [r] these levels.
         warmup: time of the warm-up.
-        gap: [k] the fall of the rate (negative for a rise). gap_rate: [k] the rate there. gap_area: [k] the area up to
-        there. gap_time: [k] the time.
+        first_rate: the rate at the end of the warm-up.
+        gap_begin, gap_end: [k] the rate before and after each fall or rise. gap_rate: [k] the rate there. gap_area: [k]
+        the area up to there. gap_time: [k] the time.
     """
 
     area: Array
@@ -107,7 +109,10 @@ class Profile:
     dwell: Array
     level: Array
     warmup: float
-    gap: Array
+    first_rate: float
+    top: float
+    gap_begin: Array
+    gap_end: Array
     gap_rate: Array
     gap_area: Array
     gap_time: Array
@@ -223,20 +228,15 @@ def curve_name(curve: Curve) -> str:
     return thing_name(f"curve '{curve.name}' at size {curve.size:g}")
 
 
-def refuse_several_rates(curves: Sequence[Curve]) -> None:
-    """Refuse curves of one size whose highest rates differ, because the forms do not depend on the rate's scale.
-
-    Raises:
-        UsageError: such curves, with the highest rate of each.
-    """
+def several_rates(curves: Sequence[Curve]) -> dict[float, str]:
+    """The sizes whose curves have several peak rates, each with its curves and their peak rates in words."""
+    found = {}
     for size in sorted({curve.size for curve in curves}):
         peaks = {curve_name(curve): float(curve.lr.max()) for curve in curves if curve.size == size}
         if np.log(max(peaks.values()) / min(peaks.values())) > SAME_RATE:
-            said = "; ".join(f"{name}: {peak:.4g}" for name, peak in sorted(peaks.items(), key=lambda pair: pair[1]))
-            raise UsageError(
-                f"the curves of size {size:g} have several peak learning rates, but an annealing law is valid at one; "
-                f"fit the curves of each rate from a separate folder ({said})"
-            )
+            ordered = sorted(peaks.items(), key=lambda pair: pair[1])
+            found[size] = "; ".join(f"{name}: {peak:.4g}" for name, peak in ordered)
+    return found
 
 
 def without_contradicted(curves: Sequence[Curve]) -> tuple[list[Curve], list[CurveSetAside]]:
@@ -338,6 +338,7 @@ def profile(curve: Curve, warmup_steps: float, peak: float, unit: float) -> Prof
         [np.cumsum(size) // (GRAIN * top), gap_area // (GRAIN * max(area[-1], 1e-300)), np.sign(gap[moved])]
     )
     begins = np.flatnonzero(np.append(True, (np.diff(cell, axis=1) != 0).any(0)))
+    ends = np.append(begins[1:], len(moved)) - 1
     total = np.add.reduceat(size, begins)
     gap_rate, gap_area, gap_time = (
         np.add.reduceat(v * size, begins) / total for v in (rate[moved], gap_area, gap_time)
@@ -354,7 +355,10 @@ def profile(curve: Curve, warmup_steps: float, peak: float, unit: float) -> Prof
         dwell=np.cumsum(dwell, axis=0),
         level=np.maximum(level * GRAIN, LEAST_RATE) * top,
         warmup=warmup,
-        gap=np.add.reduceat(gap[moved], begins),
+        top=top,
+        first_rate=float(max(lr[0], LEAST_RATE * top)),
+        gap_begin=node_lr[:-1][moved][begins],
+        gap_end=node_lr[1:][moved][ends],
         gap_rate=gap_rate,
         gap_area=gap_area,
         gap_time=gap_time,

@@ -33,7 +33,7 @@ from armillary.laws.anneal.curves import (
     Profile,
     checked_curve,
     curve_name,
-    refuse_several_rates,
+    several_rates,
     thinned,
     without_contradicted,
 )
@@ -77,6 +77,10 @@ SCALE, SCALE_COUNT, FOLD_COUNT = {"schedule": 1.0, "size": 0.6}, 6.0, 2.0
 
 # Held-out errors below this (relative) do not distinguish forms.
 SAME = 4e-4
+
+# Several peak rates of one size are refused if the standard deviation of the cost's exponent is above this share of its
+# prior's. With them, schedules may have a peak up to BEYOND_RATES (log) outside the fitted ones.
+RATE_KNOWN, BEYOND_RATES = 0.75, np.log(1.5)
 
 # Prior of the loss per e-fold of size (log loss), used before a curve is measured: the slope, its standard deviation,
 # and the standard deviation of one size around the line.
@@ -136,12 +140,12 @@ class AnnealLaw(Estimator):
 
     Attributes:
         sizes_: [J] sizes fitted.
-        parameters_: for each form and size, its parameters: rates in units of the size's highest, time in units of
-            ``unit_steps_``, E and A in the units of the loss.
+        parameters_: for each form and size, its parameters: rates in units of ``unit_rate_``, time in units of
+            ``unit_steps_``, E, A and B in the units of the loss.
         weights_: weight of each form; weights under 2 % are dropped. held_out_: predictions of left-out schedules and
         their measurements, a list of ``HeldOutCurve``. noise_: relative standard deviation of the losses around the
         law. scale_: ratio of errors to expected errors, for a new ``schedule`` and for a new ``size``.
-        unit_steps_: steps in the unit of time.
+        unit_steps_: steps in the unit of time. unit_rate_: learning rate in the unit of rates.
         lowest_rate_: the lowest rate fitted, over the highest of its size.
         set_aside_: spikes and diverged curves that were left out, a list of ``CurveSetAside``.
     """
@@ -152,7 +156,7 @@ class AnnealLaw(Estimator):
         "bootstraps": Whole(),
         "seed": Whole(),
     }
-    # j sizes, n rows of a curve, q = 9 j standardised parameters, b draws.
+    # j sizes, n rows of a curve, q = 10 j standardised parameters, b draws.
     FITTED: ClassVar[Fields] = {
         "sizes": ("sizes_", ArrayField("s")),
         "units": (
@@ -164,6 +168,7 @@ class AnnealLaw(Estimator):
                     "peak": ArrayField("j"),
                     "loss": ArrayField("j"),
                     "centre": Number(),
+                    "rate": Number(),
                     "unit": Number(),
                     "warmup_steps": Number(),
                 },
@@ -262,7 +267,6 @@ class AnnealLaw(Estimator):
         whole = [checked_curve(curve, need_loss=True) for curve in curves]
         if not whole:
             raise UsageError("no curve to fit; give at least one measured curve")
-        refuse_several_rates(whole)
         sound, self.set_aside_ = without_contradicted(whole)
         _report(self.set_aside_)
         if not sound:
@@ -292,6 +296,7 @@ class AnnealLaw(Estimator):
                 start = np.repeat(self._joints[name].z[None], len(folds), 0)
                 kept = np.array([fold.kept for fold in folds])
                 foretold[name] = problem.joints(kept, start, FOLD_DRAWS, self.seed)
+        _check_rates(self._curves, self._joints)
         self._weigh(folds, foretold)
         self.noise_ = float(sum(self.weights_[name] * joint.noise for name, joint in self._joints.items()))
         self._derive()
@@ -303,7 +308,7 @@ class AnnealLaw(Estimator):
             name: Joint(name, self._frame, joint.z, joint.draws, joint.noise, joint.freedom)
             for name, joint in self._joints.items()
         }
-        self.unit_steps_ = self._frame.unit
+        self.unit_steps_, self.unit_rate_ = self._frame.unit, self._frame.rate
         self.parameters_ = {name: _natural(joint) for name, joint in self._joints.items()}
 
     def predict(self, schedule: Curve, interval: float = 0.9, *, given: Curve | None = None) -> Prediction:
@@ -357,18 +362,25 @@ class AnnealLaw(Estimator):
         return Prediction(np.exp(mean), np.exp(mean - half), np.exp(mean + half))
 
     def _check_tested(self, schedule: Curve) -> None:
-        """Warn if no left-out curve tests a forecast of this size; refuse another peak rate.
+        """Warn if no left-out curve tests a forecast of this size; refuse a peak rate far from the fitted ones.
 
         Raises:
-            UsageError: the size was fitted at another peak rate.
+            UsageError: the size was fitted at one peak rate and no size at several, or the rate is far outside.
         """
         count = sum(curve.size == schedule.size for curve in self._curves)
-        fitted, peak = self.peak_lr(schedule.size), float(schedule.lr.max())
-        if fitted is not None and count and abs(np.log(peak / fitted)) > SAME_RATE:
-            raise UsageError(
-                f"schedule '{schedule.name}' has a peak learning rate of {peak:.4g}, and size {schedule.size:g} was "
-                f"fitted at {fitted:.4g}; the rate is not a variable of the law, so fit curves at that rate"
-            )
+        fitted, peak = self.peak_lrs(schedule.size), float(schedule.lr.max())
+        if fitted is not None and count:
+            # The ratio of peak rates that some size was fitted at is known at every size.
+            ratio = max(float(np.divide(*peaks[::-1])) for s in self.sizes_ if (peaks := self.peak_lrs(s)))
+            reach = BEYOND_RATES if np.log(ratio) > SAME_RATE else SAME_RATE
+            least, most = min(fitted[0], fitted[1] / ratio), max(fitted[1], fitted[0] * ratio)
+            if not least * np.exp(-reach) <= peak <= most * np.exp(reach):
+                known = several_rates([curve for curve in self._curves if curve.size == schedule.size])
+                at = f"{fitted[0]:.4g} to {fitted[1]:.4g}" if known else f"{fitted[1]:.4g}"
+                raise UsageError(
+                    f"schedule '{schedule.name}' has a peak learning rate of {peak:.4g}, and size {schedule.size:g} "
+                    f"was fitted at {at}; fit curves at that rate, too"
+                )
         if count == 0:
             said = "no curve was fitted at this size, and no whole size was held out"
         elif count == 1 and not any(held.new_size for held in self.held_out_):
@@ -390,6 +402,12 @@ class AnnealLaw(Estimator):
         levels = [peaks, np.array([self.lowest_rate_, self._longest, self.noise_], dtype=float)]
         return [*self.predict(schedule), *self.ends(schedule), *levels]
 
+    def peak_lrs(self, size: float) -> tuple[float, float] | None:
+        """The lowest and the highest peak learning rate fitted at a size; None for a size that was not fitted."""
+        require_fitted(self, "weights_")
+        peaks = [float(curve.lr.max()) for curve in self._curves if curve.size == size]
+        return (min(peaks), max(peaks)) if peaks else None
+
     def peak_lr(self, size: float) -> float | None:
         """The highest fitted learning rate at a size; None for a size that was not fitted."""
         require_fitted(self, "weights_")
@@ -403,10 +421,10 @@ class AnnealLaw(Estimator):
         """
         require_fitted(self, "weights_")
         given = thinned(checked_curve(given, need_loss=True), KEPT_ROWS)
-        refuse_several_rates([*(curve for curve in self._curves if curve.size == given.size), given])
         curves = sorted([*self._curves, given], key=lambda curve: (curve.size, curve.name))
-        frame = replace(_frame(curves, self._frame.warmup_steps), unit=self._frame.unit)
+        frame = replace(_frame(curves, self._frame.warmup_steps), rate=self._frame.rate, unit=self._frame.unit)
         law = self._refitted(frame, curves)
+        _check_rates(curves, law._joints)
         law._know(curves)
         return law
 
@@ -564,6 +582,22 @@ class AnnealLaw(Estimator):
             self._freedom[kind] = freedom
 
 
+def _check_rates(curves: Sequence[Curve], joints: dict[str, Joint]) -> None:
+    """Refuse several peak rates of one size if the curves do not determine what a peak rate costs.
+
+    Raises:
+        UsageError: such curves, with the peak rate of each.
+    """
+    found = several_rates(curves)
+    if found and min(joint.rate_known() for joint in joints.values()) > RATE_KNOWN:
+        size, words = next(iter(found.items()))
+        raise UsageError(
+            f"the curves of size {size:g} have several peak learning rates, and they do not determine how the loss "
+            f"depends on the rate: add a curve that decays at each rate, or fit the curves of each rate from a "
+            f"separate folder ({words})"
+        )
+
+
 def _report(aside: Sequence[CurveSetAside]) -> None:
     """Warn in one line about what was left out."""
     if aside:
@@ -583,6 +617,7 @@ def _frame(curves: Sequence[Curve], warmup_steps: float) -> Frame:
         peak=np.array([max(c.lr.max() for c in curves if c.size == s) for s in size]),
         loss=np.array([np.median([e for e, c in zip(ends, curves, strict=True) if c.size == s]) for s in size]),
         centre=float(np.log(size).mean()),
+        rate=float(np.exp(np.mean([np.log(curve.lr.max()) for curve in curves]))),
         unit=float(np.median([curve.step[-1] for curve in curves])),
         warmup_steps=warmup_steps,
     )
@@ -615,20 +650,22 @@ def _folds(curves: Sequence[Curve]) -> list[_Fold]:
 
 
 def _natural(joint: Joint) -> dict[str, dict[str, float]]:
-    """Parameters by size, E and A in the units of the loss, b in units of A."""
+    """Parameters by size, E, A and B in the units of the loss."""
     theta = joint.theta(joint.z[None])[0]
     table = {}
     for j, size in enumerate(joint.frame.size):
-        e, a, alpha, b, c, beta, gamma, q = np.exp(theta[j, :8])
+        e, a, alpha, b, c, beta, gamma, q, _, p, m = np.exp(theta[j])
         table[f"{size:g}"] = {
             "E": float(e * joint.frame.loss[j]),
             "A": float(a * joint.frame.loss[j]),
             "alpha": float(alpha),
-            "b": float(b),
+            "B": float(b * joint.frame.loss[j]),
             "C": float(c),
             "beta": float(beta),
             "gamma": float(gamma),
             "q": float(q),
             "warmup": float(theta[j, 8]),
+            "p": float(p),
+            "m": float(m),
         }
     return table

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import optimize
 
-from armillary.laws.anneal.curves import Curve
+from armillary.laws.anneal.curves import SAME_RATE, Curve
 from armillary.laws.anneal.law import AnnealLaw
 from armillary.laws.estimator import Array, ExtrapolationError
 from armillary.recipe import UsageError
@@ -37,6 +37,9 @@ LENGTHS = (0.5, 0.7, 0.8, 0.9, 1.1, 1.25, 1.5, 2.0)
 MOST_BEYOND, MOST_PEAK = 5.0, 1.25
 
 POINTS, KNOTS = 240, 10
+
+# Peak rates tried between the lowest and the highest of a size.
+PEAKS = 5
 
 # A longer decay is not chosen for a gain below this share of half the 90 % interval.
 INDIFFERENT = 0.05
@@ -114,7 +117,8 @@ def best_schedule(
         law: fitted.
         size: parameters of the model.
         steps: in all, with the warm-up that the law was fitted with.
-        peak_lr: highest rate; by default that of the fitted or given curves of this size.
+        peak_lr: highest rate; by default that of the fitted or given curves of this size, or the best of several
+            between the lowest and the highest where they have several.
         given: a curve measured at this size.
 
     Raises:
@@ -126,6 +130,12 @@ def best_schedule(
     warmup = float(law.warmup_steps)
     if not warmup < steps < np.inf:
         raise UsageError(f"steps is {steps}; give more than the {warmup:g} of the warm-up")
+    several = law.peak_lrs(size) if peak_lr is None else None
+    if several is not None and np.log(several[1] / several[0]) > SAME_RATE:
+        tried = [
+            best_schedule(law, size=size, steps=steps, peak_lr=float(peak)) for peak in np.geomspace(*several, PEAKS)
+        ]
+        return min(tried, key=lambda best: best.chosen.loss)
     known = law.peak_lr(size)
     peak = known if peak_lr is None else peak_lr
     if peak is None or not 0 < peak < np.inf:

@@ -35,7 +35,7 @@ from armillary.laws.columns import ColumnReading
 from armillary.laws.estimator import LAWS_VERSION, Array, Estimator
 from armillary.laws.files import old
 from armillary.laws.files.refit import refit_command
-from armillary.laws.files.registry import LAWS
+from armillary.laws.files.registry import FIRST_VERSION, LAWS
 from armillary.laws.values import Array as ArrayField
 from armillary.laws.values import Fields, Listed, Maybe, Names, Record, Text, ValueInFileError, Whole, read_fields
 from armillary.recipe import DamagedFileError, ForeignFileError, UsageError
@@ -231,13 +231,19 @@ def _opened(document: dict[str, Any]) -> LawFile:
     kind, targets = fields["kind"], fields["targets"]
     if kind not in LAWS:
         raise _OtherCodeError(f"laws of kind '{kind}' are unknown; known are {', '.join(LAWS)}")
+    fitted_by = fields["laws_version"]
+    if (fitted_by or 0) < FIRST_VERSION.get(kind, 0):
+        raise _OtherCodeError(
+            f"it was fitted by version {fitted_by!r} of the laws, and the parameters of this kind have another meaning "
+            f"since version {FIRST_VERSION[kind]}"
+        )
     law = LAWS[kind].from_json(document)
     predictions = _own_predictions(law)
     if predictions[0].ndim > 1 and predictions[0].shape[1] != len(targets):
         raise ValueError(f"it predicts {predictions[0].shape[1]} losses but has {len(targets)} names")
     if not np.isfinite(predictions[0]).all():
         raise ValueError("its predictions are not finite")
-    stored, fitted_by = fields["predictions"], fields["laws_version"]
+    stored = fields["predictions"]
     if stored is not None and not _same(predictions, stored):
         raise _OtherCodeError(
             f"it was fitted by version {fitted_by!r} of the laws, and version {LAWS_VERSION} would predict different "

@@ -21,3 +21,7 @@ LAWS: dict[str, type[Estimator]] = {
     "examination": ExaminationLaw,
     "gain": GainLaw,
 }
+
+# The first LAWS_VERSION whose fitted values of a kind have their present meaning. Annealing laws of earlier versions
+# took each size's highest rate as the unit of rates and had no exponent of it.
+FIRST_VERSION = {"anneal": 3}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from armillary.laws.reproduce.anneal import multi_power_law
+from armillary.laws.reproduce.anneal import multi_power_law, two_rates
 from armillary.laws.reproduce.evaluation import Evaluation, Figure, Forecast
 from armillary.laws.reproduce.hyperparameters import step_law
 from armillary.laws.reproduce.mixture import regmix
@@ -37,6 +37,7 @@ _OF = {
     "multi-power-law": _Reproduction(
         multi_power_law, "anneal/multi_power_law", "github.com/thu-yao-01-luo/MultiPowerLaw"
     ),
+    "two-rates": _Reproduction(two_rates, "anneal/openwebtext2", "github.com/fabian-sp/lr-scheduling"),
     "step-law": _Reproduction(step_law, "scaling/step_law_small.csv", "github.com/step-law/steplaw"),
     "gemstones": _Reproduction(gemstones, "scaling/gemstones_small.csv", "github.com/mcleish7/gemstone-scaling-laws"),
     "isoflop": _Reproduction(

@@ -1,4 +1,4 @@
-"""Multi-power law (Luo et al. 2025, arXiv 2503.12811): loss curves under schedules that were not fitted.
+"""Loss curves under schedules that were not fitted: the multi-power law (Luo et al. 2025, arXiv 2503.12811), two rates.
 
 Two questions, both judged by the paper's PredE: the mean over the rows of a curve of the relative absolute error of the
 predicted loss, and then the mean over test curves.
@@ -13,10 +13,14 @@ priors, L-BFGS), which should be close to them, and a power law of the area unde
 
 The form that ``auto`` mostly chooses (``progress``) and its priors were chosen on these curves: its exponent was
 similar (0.54, 0.58) in fits to all nine curves at 25M and at 100M. The curves at 400M were not used.
+
+``two_rates`` judges curves at two peak rates (Schaipp et al. 2025, arXiv 2501.18965). The exponent of the peak rate and
+the priors of the differences between sizes were chosen on these curves and on those above.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,9 +28,9 @@ import numpy as np
 from scipy import optimize
 
 from armillary.laws.anneal.curves import Curve, read_curves
-from armillary.laws.anneal.forms import FORMS, Frame, law
+from armillary.laws.anneal.forms import FORMS, PARAMETERS, Frame, law
 from armillary.laws.anneal.law import AnnealLaw
-from armillary.laws.estimator import Array
+from armillary.laws.estimator import Array, ExtrapolationWarning
 from armillary.laws.reproduce.evaluation import Evaluation, Figure, Forecast
 from armillary.recipe import UsageError
 
@@ -36,6 +40,15 @@ WARMUP_STEPS = 2160
 PUBLISHED = {25e6: 0.00110, 100e6: 0.00142, 400e6: 0.00168}
 GOAL = 0.0010
 HUBER = 1e-3
+
+# Curves of each kind at each size of the two-rates data, whose warm-up the next line gives, and what is predicted.
+RUNS = {"constant": 1, "wsd": 3, "cos": 3}
+RATES_WARMUP_STEPS = 300
+CASES = {
+    "longer": "longest WSD and cosine from the shorter ones",
+    "both": "four schedules from one constant, WSD and cosine",
+    "size": "six schedules from one constant and two other sizes",
+}
 
 # Rows of a curve whose losses are forecast, as shares of its length.
 PLACES = (0.5, 1.0)
@@ -120,6 +133,59 @@ def multi_power_law(folder: Path) -> Evaluation:
     )
 
 
+def two_rates(folder: Path) -> Evaluation:
+    """Schedules at two peak rates and three sizes: a new length, both rates together, and a new size.
+
+    Args:
+        folder: holds anneal/openwebtext2/SIZE/SCHEDULE.csv.
+
+    Raises:
+        UsageError: a curve is missing or broken.
+    """
+    curves = read_curves(folder / "anneal" / "openwebtext2")
+    sizes = sorted({curve.size for curve in curves})
+    kinds = {
+        (size, kind): sorted(
+            (curve for curve in curves if curve.size == size and curve.name.startswith(kind)),
+            key=lambda curve: float(curve.step[-1]),
+        )
+        for size in sizes
+        for kind in ("constant", "wsd", "cos")
+    }
+    if not all(len(kinds[size, kind]) >= count for size in sizes for kind, count in RUNS.items()):
+        raise UsageError(f"{folder} lacks curves of anneal/openwebtext2; get the published curves")
+    cases: dict[str, list[tuple[list[Curve], list[Curve]]]] = {"longer": [], "both": [], "size": []}
+    for size in sizes:
+        (constant, *_), wsd, cosine = (kinds[size, kind] for kind in RUNS)
+        cases["longer"].append(([*wsd[:-1], *cosine[:-1]], [wsd[-1], cosine[-1]]))
+        cases["both"].append(([constant, wsd[1], cosine[1]], [wsd[0], wsd[-1], cosine[0], cosine[-1]]))
+        others = [curve for curve in curves if curve.size != size]
+        cases["size"].append(([*others, constant], [*wsd, *cosine]))
+    figures: list[Figure] = []
+    forecasts: list[Forecast] = []
+    for case, measure in CASES.items():
+        errors, ends = [], []
+        for known, wanted in cases[case]:
+            law = AnnealLaw(warmup_steps=RATES_WARMUP_STEPS).fit(known)
+            label = f"{wanted[0].size / 1e6:.0f}M, {measure}"
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExtrapolationWarning)
+                error, found = _judged(law, wanted, label)
+            errors.append(error)
+            ends += found[len(PLACES) - 1 :: len(PLACES)]
+            forecasts += found
+        figures.append(Figure(f"PredE, {measure}", float(np.mean(errors)), note="mean of three sizes"))
+        figures.append(
+            Figure(f"End loss, {measure}", float(np.mean([abs(end.predicted / end.measured - 1) for end in ends])))
+        )
+    return Evaluation(
+        "two-rates",
+        "Schaipp et al. 2025, arXiv 2501.18965, runs of Hägele et al., arXiv 2405.18392 (fabian-sp/lr-scheduling, MIT)",
+        figures,
+        forecasts,
+    )
+
+
 def _error(predicted: Array, curve: Curve) -> float:
     assert curve.loss is not None
     return float(np.abs(predicted / curve.loss - 1).mean())
@@ -170,6 +236,7 @@ def _plain(curves: Sequence[Curve], decay: bool) -> _Plain:
         peak=np.array([max(c.lr.max() for c in curves)]),
         loss=np.ones(1),
         centre=0.0,
+        rate=max(float(c.lr.max()) for c in curves),
         unit=float(curves[0].step[-1]),
         warmup_steps=float(WARMUP_STEPS),
     )
@@ -177,9 +244,10 @@ def _plain(curves: Sequence[Curve], decay: bool) -> _Plain:
     parts = [
         (frame.profile(c).at(np.arange(0, len(c.step), 2)), np.log(c.loss[::2])) for c in curves if c.loss is not None
     ]
-    # E, A and alpha; with the decay also b, C, beta and gamma. A term without weight is one of e^-30.
+    # E, A and alpha; with the decay also B, C, beta and gamma. A term without weight is one of e^-30.
     free = 7 if decay else 3
-    held = np.array([0, 0, 0, 0 if decay else -30, 0, 0, 0, 0, 0], dtype=float)
+    held = np.zeros(len(PARAMETERS))
+    held[3] = 0.0 if decay else -30.0
 
     def objective(x: Array) -> tuple[float, Array]:
         theta = held.copy()
@@ -196,7 +264,7 @@ def _plain(curves: Sequence[Curve], decay: bool) -> _Plain:
     last = float(np.exp(np.median([measured[-1] for _, measured in parts])))
     best = None
     for alpha, beta in ((0.3, 0.3), (0.5, 0.6), (0.7, 1.0)):
-        start = np.log([0.9 * last, 0.08 * last, alpha, 0.6, 300.0, beta, 0.5])[:free]
+        start = np.log([0.9 * last, 0.08 * last, alpha, 0.05 * last, 300.0, beta, 0.5])[:free]
         found = optimize.minimize(
             objective,
             start,

@@ -111,6 +111,7 @@ def _anneal_summary(file: LawFile) -> dict[str, Any]:
     law: AnnealLaw = file.law
     return {
         "weights_of_forms": [{"form": name, "weight": weight} for name, weight in law.weights_.items()],
+        "units": [{"learning_rate": law.unit_rate_, "steps": law.unit_steps_}],
         "parameters": [
             {"form": form, "size": size, **values}
             for form, sizes in law.parameters_.items()
