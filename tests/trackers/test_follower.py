@@ -6,13 +6,15 @@ import os
 import signal
 import time
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
 from made_runs import READERS, made_run, made_spec
 
 from armillary.recipe import LargeRun, Trackers, Validation
-from armillary.trackers import Destination, Follower
+from armillary.trackers import Destination, Follower, RunFiles
+from armillary.trackers.mirror import Mirror
 
 pytest.importorskip("tensorboard", reason="pip install 'armillary[tensorboard]'")
 pytestmark = pytest.mark.slow
@@ -40,6 +42,26 @@ def test_all_runs_that_train_from_now_on(tmp_path: Path) -> None:
     assert len(READERS["tensorboard"](tmp_path / "tb", "p", first.id)["loss"]) == 60
     assert len(READERS["tensorboard"](tmp_path / "tb", "p", second.id)["loss"]) == 29
     assert not (tmp_path / "tb" / old.id).exists()
+
+
+@pytest.mark.parametrize("all_runs", [False, True])
+def test_what_an_earlier_process_holds_until_after_the_end_is_written_then(all_runs: bool, tmp_path: Path) -> None:
+    """The process of a killed training may write longer than the resumed training lasts."""
+    where = Destination("tensorboard", str(tmp_path / "tb"), "p")
+    folder = tmp_path / "runs" / "run"
+    spec = made_run(folder, until=30)
+    earlier = Mirror(RunFiles(folder), where)
+    assert earlier.sync() == 29
+    made_run(folder)
+    follower = Follower(where, folder.parent if all_runs else folder, all_runs=all_runs)
+    follower.start()
+    closing = Thread(target=follower.close)
+    closing.start()
+    time.sleep(6.0)
+    assert closing.is_alive()
+    earlier.close()
+    closing.join()
+    assert len(READERS["tensorboard"](tmp_path / "tb", "p", spec.id)["loss"]) == 60
 
 
 def test_its_death_is_said_once_with_the_remedy(tmp_path: Path) -> None:

@@ -37,6 +37,11 @@ def same(found: dict[str, dict[int, float]], wanted: dict[str, dict[int, float]]
             assert found[name] == pytest.approx(values, rel=1e-6), name
 
 
+def lacking(name: str, place: Path, run: str, folder: Path) -> bool:
+    """Whether a tracker lacks a step; a step that is there twice is an error at once."""
+    return len(READERS[name](place, "p", run).get("tokens", {})) < len(expected(folder)["tokens"])
+
+
 @pytest.fixture
 def spec(make_spec: Any) -> Any:
     return make_spec(steps=120, validation=Validation(every=20, windows=4))
@@ -74,11 +79,12 @@ def test_killed_and_resumed_no_step_is_doubled_or_missing(spec: Any, tiny_corpus
         victim.join(200)
         assert victim.exitcode == (-signal.SIGKILL if die_at else 0)
     assert len(list((tmp_path / "tb").rglob("*tfevents*"))) == 1
-    for name, place in here.items():  # the processes of the trackers may still write
+    for name, place in here.items():
+        # on a busy machine the process of a tracker may still write, or may only begin to
         end = time.monotonic() + 120
-        while is_locked(tmp_path / "run" / f".tracker-{name}.lock"):
-            assert time.monotonic() < end
-            time.sleep(0.1)
+        while is_locked(tmp_path / "run" / f".tracker-{name}.lock") or lacking(name, place, spec.id, tmp_path / "run"):
+            assert time.monotonic() < end, name
+            time.sleep(0.5)
         same(READERS[name](place, "p", spec.id), expected(tmp_path / "run"))
 
 

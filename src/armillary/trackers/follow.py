@@ -31,16 +31,21 @@ LOOK_S = 2.0
 LAST_S = 120.0  # after training has ended, for what is left
 AGAIN_S = (5.0, 15.0, 60.0)  # until a failed tracker is tried again
 SILENT_S = 60.0  # without an answer
+_AGAIN_S = 0.5
 _PATIENCE = 5  # looks at a file of metrics that cannot be read, which may just be replaced
 
 
 @dataclass
 class _Followed:
-    """A run that is followed, and the state of its files at the last look."""
+    """A run that is followed, and the state of its files at the last look that read them.
+
+    ``again`` is whether the next look must repeat the last one: another process wrote the run, or a file was torn.
+    """
 
     mirror: Mirror
     seen: Any = None
     unread: int = 0
+    again: bool = False
 
 
 @dataclass
@@ -78,10 +83,12 @@ class Followed:
             if known is None:
                 name = self.work.name if not self.work.all_runs else None
                 known = self.work.runs[folder] = _Followed(Mirror(RunFiles(folder, name), self.work.where))
-            elif known.seen == state and not last:
+            elif known.seen == state and not last and not known.again:
                 continue
             if not self._act(known, known.mirror.sync):
                 return False
+            if known.again:
+                continue
             known.seen = state
             if self.work.all_runs and (folder / RESULT).exists():
                 self.ended.add(folder)
@@ -111,17 +118,18 @@ class Followed:
 
     def _act(self, known: _Followed, act: Any) -> bool:
         self.busy_since = time.monotonic()
+        known.again = False
         try:
             act()
         except TrackerError as error:
             self._say_failed(str(error))
             return False
         except BusyError:  # the process of a killed training still writes what it has
-            known.seen = None
+            known.again = True
             return True
         except (ArmillaryError, OSError) as error:
             known.unread += 1
-            known.seen = None
+            known.again = known.unread < _PATIENCE
             if known.unread == _PATIENCE:
                 say(f"{self.work.where.tracker}: {described(error)}; the run goes on without these metrics there")
             return True
@@ -159,7 +167,11 @@ def follow(work: Work) -> None:
     limit = threading.Timer(LAST_S, lambda: os._exit(1))
     limit.daemon = True
     limit.start()
-    if loop.look(last=True):
+    works = loop.look(last=True)
+    while works and any(known.again for known in loop.work.runs.values()):
+        time.sleep(_AGAIN_S)
+        works = loop.look()
+    if works:
         loop.close()
 
 
