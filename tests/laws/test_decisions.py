@@ -136,3 +136,24 @@ def test_a_next_run_is_one_that_could_be_made(tmp_path, write):
     target = write(tmp_path / "target.csv", columns[:-1], [[5e8, 4e9, 8, 5e10]])
     for run in decisions.next_run(path, target, 1e21)["runs"]:
         assert run["total_params"] == pytest.approx(8 * run["active_params"]) and run["experts"] == pytest.approx(8)
+
+
+def test_learning_rates_of_experts_are_fitted_to_all_parameters(tmp_path, write):
+    rows = [
+        [n / 4, n, d, lr, bs, losses(n, d) * (1 + 0.02 * np.log(lr / 2e-3) ** 2 + 0.01 * np.log(bs / 128) ** 2)]
+        for n in (1e8, 4e8)
+        for d in (2e9, 8e9)
+        for lr in (1e-3, 2e-3, 4e-3)
+        for bs in (64, 256)
+    ]
+    columns = ["active_params", "total_params", "tokens", "lr", "bs", "loss"]
+    table = write(tmp_path / "experts.csv", columns, rows)
+    law = workbench.fit_scaling(table, columns)
+    assert (law.kind, law.features, law.targets) == (
+        "hyperparameters",
+        ["total_params", "tokens", "lr", "bs"],
+        ["loss"],
+    )
+    workbench.save(tmp_path / "law.json", law)
+    said = decisions.hyperparameters(tmp_path / "law.json", "400M", "8e9")
+    assert "the law's column 'total_params'" in said["meaning"]

@@ -247,6 +247,10 @@ def test_where_the_level_is_not_known_there_are_ranks_and_no_interval():
     with pytest.warns(ExtrapolationWarning, match="is unknown"):
         goal = law.target(new, np.ones(V), sizes=3e8, tokens=2.5e10)
     assert (goal.low == 0).all() and np.isinf(goal.high).all() and np.isfinite(goal.mean).all()
+    # Two sizes test no larger one, however far they are apart.
+    with pytest.warns(ExtrapolationWarning, match="2.6 times beyond the fitted runs; the law was tested up to 1"):
+        near = law.predict(new, sizes=7.8e7, tokens=1e9)
+    assert np.isfinite(near.high).all()
     for options in ({"sizes": 3e8}, {"tokens": 3e9}):
         with pytest.raises(UsageError, match="the law was fitted without"):
             MixtureLaw(bootstraps=4).fit(X, Y).predict(new, **options)

@@ -190,7 +190,9 @@ def fit_scaling(points: Path, columns: Sequence[str] | None = None, form: str = 
         if named.count(name) > 1:
             raise UsageError(f"--columns has '{name}' twice")
     kind, wanted, features = _features(named, form)
-    targets = [name for name in named if name not in features]
+    # A law of learning rates reads one count of parameters; another one beside it is not a loss.
+    sizes = known_features(named) if kind == "hyperparameters" else {}
+    targets = [name for name in named if name not in features and name not in sizes]
     if not targets:
         raise UsageError(f"--columns {','.join(named)} has no loss; give it last")
     if kind == "hyperparameters" and len(targets) > 1:
@@ -252,6 +254,11 @@ def _features(named: list[str], form: str) -> tuple[str, Sequence[str], list[str
             )
     kind = "hyperparameters" if {"lr", "bs"} <= roles.keys() else "scaling"
     size = "active_params" if "active_params" in roles else "params"
+    if kind == "hyperparameters" and "params" not in roles:
+        # On published runs with experts, rates chosen by all parameters cost a tenth of those chosen by the active ones.
+        counted_as = next((feature for feature in ("total_params", "active_params") if feature in roles), None)
+        if counted_as is not None:
+            roles["params"] = roles.pop(counted_as)
     wanted = HyperparameterLaw.features if kind == "hyperparameters" else (size, "tokens")
     missing = [feature for feature in wanted if feature not in roles]
     if missing:
