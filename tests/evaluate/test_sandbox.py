@@ -93,6 +93,58 @@ def test_a_forged_end_does_not_pass(code):
     assert not run_checked(code, "assert 1 == 2", SHORT)[0]
 
 
+@pytest.mark.parametrize(
+    ("code", "check"),
+    [
+        ("x = '''", "assert False\n# '''"),
+        ('x = f"""', 'assert False\n"""Done."""\n"""'),
+        ("@(lambda function: lambda *values: None)", "def check(found):\n    assert False\ncheck(1)"),
+        ("x = [", "1]\nassert False"),
+        ("if False: \\", "assert False"),
+        ("import builtins\nbuiltins.exec = builtins.compile = lambda *values: None", "assert False"),
+    ],
+)
+def test_an_unfinished_program_does_not_swallow_its_check(code, check):
+    assert not run_checked(code, check, SHORT)[0]
+
+
+def test_a_check_sees_the_program_as_a_module_of_its_own():
+    code = """
+        from __future__ import annotations
+        import dataclasses, inspect, pickle
+        @dataclasses.dataclass
+        class Point:
+            x: int
+        def limit(): return LIMIT
+        def source(): return inspect.getsource(limit)
+        LIMIT = 3
+        """
+    check = """
+        assert __name__ == "__main__" and Point(1).x == 1 and limit() == 3
+        LIMIT = 4
+        assert limit() == 4 and pickle.loads(pickle.dumps(Point(2))) == Point(2)
+        assert "return LIMIT" in source()
+        def typed(x: 1 + 1): pass
+        assert typed.__annotations__["x"] == 2
+        """
+    passed, outcome = run_checked(textwrap.dedent(code), textwrap.dedent(check), SHORT)
+    assert passed, outcome.stderr
+
+
+def test_the_proof_is_not_in_a_file_that_the_program_can_read():
+    code = """
+        import os, re, sys
+        names = {os.path.realpath(name) for name in [__file__, sys.argv[0], *os.listdir(".")]}
+        texts = [open(name).read() for name in names]
+        found = re.search(r"write.(\\d+), b'(\\w+)'", "".join(texts))
+        print(len(texts), bool(found), flush=True)
+        os.write(int(found[1]), found[2].encode())
+        os._exit(0)
+        """
+    passed, outcome = run_checked(textwrap.dedent(code), "assert False", SHORT)
+    assert not passed and outcome.stdout == "1 False\n", outcome
+
+
 def test_fork_bomb():
     mark = f"bomb{time.monotonic_ns()}"
     started = time.monotonic()

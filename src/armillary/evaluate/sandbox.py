@@ -15,9 +15,9 @@ Covered if all layers are active (``sandbox_strength`` reports which are):
 Not covered:
 
 - kernel bugs. Code from a determined attacker belongs in a virtual machine;
-- a program that forges the outcome of its own checks. Program and checks share one interpreter, so a program that reads
-  its own source can write the proof that ``run_checked`` expects. An early exit, printed success and exit code 0 do not
-  pass;
+- a program that forges the outcome of its own checks. Program and checks share one interpreter, so a program that
+  searches the frames below it can write the proof that ``run_checked`` expects. An early exit, printed success, exit
+  code 0, and source code that would swallow the checks (an open string or bracket) do not pass;
 - timing and cache side channels; CPU load below the limits;
 - Python's own folders: a program can read site-packages.
 
@@ -69,6 +69,23 @@ MINIMUM = (
     ("pid", "system-calls"),
 )
 _LAUNCHER = Path(__file__).with_name("sandbox_launcher.py")
+# Runs a program and then its check, compiled apart, in the names of one module. It removes itself first, and keeps what
+# it needs in local variables, so that the program can neither read the proof in a file nor replace a function.
+_CHECKER = """\
+def run():
+    import os, sys
+    execute, write, names = exec, os.write, globals()
+    names.pop("run")
+    os.unlink(__file__)
+    sys.argv[0] = names["__file__"] = os.path.join(os.path.dirname(__file__), "main.py")
+    with open(__file__, "rb") as file:
+        program = file.read()
+    check = compile({check!r}, "check", "exec", dont_inherit=True)
+    execute(compile(program, __file__, "exec", dont_inherit=True), names)
+    execute(check, names)
+    write({proof}, {word!r})
+run()
+"""
 # Time to build and remove the box, in addition to the program's wall time.
 _GRACE_S = 20.0
 
@@ -157,14 +174,15 @@ class Strength:
 
 @dataclass(frozen=True)
 class _Job:
-    """A program and how to run it; its last line writes ``word`` to the proof pipe."""
+    """A program and how to run it; ``word`` is written to the proof pipe if ``check``, run after it, ends."""
 
     code: str
     limits: Limits
     policy: Policy
     stdin: str = ""
     files: Mapping[str, str] = field(default_factory=dict)
-    word: str | None = None
+    check: str | None = None
+    word: str = ""
 
 
 @dataclass
@@ -206,16 +224,17 @@ def run_python(
 
 
 def run_checked(code: str, check: str, limits: Limits = Limits(), policy: Policy = Policy()) -> tuple[bool, Outcome]:
-    """Run ``code`` followed by ``check``; True if ``check`` ran to its end and the program exited with 0.
+    """Run ``code``, then ``check`` with its names; True if ``check`` ran to its end and the program exited with 0.
 
-    As proof, the last line writes a random word to a separate pipe. Output, an early exit and exit code 0 prove
-    nothing.
+    The two are compiled apart, so that a string, bracket or decorator left open at the end of ``code`` is an error of
+    ``code``. As proof, a random word is written to a separate pipe after ``check``. Output, an early exit and exit code
+    0 prove nothing.
 
     Raises:
         SandboxError: see ``run_python``.
     """
     word = secrets.token_hex(16)
-    outcome, proof = _run(_Job(f"{code}\n{check}\n", limits, policy, word=word), _Report())
+    outcome, proof = _run(_Job(code, limits, policy, check=check, word=word), _Report())
     return outcome.exit == 0 and outcome.limit is None and proof == word.encode(), outcome
 
 
@@ -256,7 +275,7 @@ def _check(files: Mapping[str, str], policy: Policy) -> None:
             raise UsageError(
                 f"file name {name!r} points outside the sandbox's folder; give a relative name without '..'"
             )
-        if path.parts[0] in ("main.py", ".stdin"):
+        if path.parts[0] in ("main.py", ".check.py", ".stdin"):
             raise UsageError(f"file name {name!r} is reserved by the sandbox; give another")
     unknown = set(policy.layers) - set(LAYERS)
     if unknown:
@@ -269,22 +288,22 @@ def _launch(folder: Path, job: _Job, report: _Report) -> dict[str, bytes]:
     """Start the launcher, send the order, and collect the output of each channel."""
     status_read, status_write = os.pipe()
     proof_read, proof_write = os.pipe()
-    passed, code = [status_write], job.code
-    if job.word is not None:
+    passed, programs = [status_write], {"main.py": job.code}
+    if job.check is not None:
         passed.append(proof_write)
-        code += f"\n__import__('os').write({proof_write}, b'{job.word}')\n"
+        programs[".check.py"] = _CHECKER.format(check=job.check, proof=proof_write, word=job.word.encode())
     order = {
         **vars(job.limits),
         "status": status_write,
-        "proof": None if job.word is None else proof_write,
+        "proof": None if job.check is None else proof_write,
         "layers": list(job.policy.layers),
         "minimum": MINIMUM,
         "allow_weak": job.policy.allow_weak,
         "folder": str(folder / "box"),
         "root": str(folder / "root"),
         "readable": _readable(),
-        "files": {**job.files, "main.py": code, ".stdin": job.stdin},
-        "command": [sys.executable, "-E", "-s", "-B", "{box}/main.py"],
+        "files": {**job.files, **programs, ".stdin": job.stdin},
+        "command": [sys.executable, "-E", "-s", "-B", f"{{box}}/{list(programs)[-1]}"],
         "environment": {
             "PATH": "/usr/bin:/bin",
             "HOME": "{box}",
