@@ -14,11 +14,14 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from armillary.evaluate import Examination, Item, Result, write_examination
 from armillary.goodput import read_events
 from armillary.launch import LocalExecutor
 from armillary.recipe import ArmillaryError, ForeignFileError, Recipe, UsageError, Validation
 from armillary.store import Reader, RunFilter, Store
 from armillary.study import Lab, anneal_study, make_plan, mixture_study
+from armillary.study.examinations import Question
+from armillary.study.examined import open_store, record_examination
 
 pytestmark = pytest.mark.slow
 
@@ -285,3 +288,33 @@ def test_a_reader_sees_the_same_as_the_store_and_cannot_write(url, make_spec, tm
     with pytest.raises(sa.exc.DBAPIError), reader.database.engine.begin() as db:
         db.execute(sa.text("DELETE FROM study_runs"))
     reader.close()
+
+
+def test_examinations_and_forecasts_are_recorded_in_a_team_store(url, make_spec, tmp_path):
+    """With the verbs' --database, or ARMILLARY_DATABASE; a database without a store is refused, and stays empty."""
+    folder, run = tmp_path / "store", make_spec().id
+    folder.mkdir()
+    with pytest.raises(ArmillaryError, match="contains no store yet"):
+        open_store(folder, url)
+    assert sa.inspect(sa.create_engine(url)).get_table_names() == []
+    store = Store(folder, url)
+    store.add("study", [make_spec()])
+    item = Item("a" * 16, "mmlu", "a" * 16, "s", "1", ("1",), "1", None, {"acc": 0.3})
+    score = Result("mmlu", "mmlu", "acc", 0.3, 0.2, 0.4, 1, 0.0, None, "s")
+    model = {"model": "m", "sha256": "c" * 64, "lineage": {"run": run, "corpus": "d" * 64}}
+    write_examination(tmp_path / "exam", Examination((score,), {"mmlu": (item,)}, model))
+    row = record_examination(open_store(folder, url), tmp_path / "exam")
+    assert store.examinations()[run][0][1]["sha256"] == row["sha256"]
+    store.record_prediction(
+        Question(run, "mmlu").id,
+        {"run": run, "score": {"predicted": 0.3, "low": 0.25, "high": 0.35}, "before_the_run": True},
+    )
+    command = [sys.executable, "-m", "armillary", "forecast", "judge", str(tmp_path / "exam"), "--run", run]
+    command += ["--task", "mmlu", "--store", str(folder), "--json"]
+    ended = subprocess.run(
+        command, check=False, capture_output=True, text=True, env=os.environ | {"ARMILLARY_DATABASE": url}
+    )
+    assert ended.returncode == 0 and json.loads(ended.stdout)["inside"] == 1, ended.stderr
+    ended = subprocess.run([*command, "--database", url], check=False, capture_output=True, text=True)
+    assert ended.returncode == 0 and store.verdict(Question(run, "mmlu").id)["inside"] == 1, ended.stderr
+    assert store.verify() == [] and not (folder / "store.sqlite").exists()

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from armillary.evaluate import Examination, Item, Result, write_examination
-from armillary.recipe import DamagedFileError, Edge, UsageError, walk_back
+from armillary.recipe import ArmillaryError, DamagedFileError, Edge, UsageError, walk_back
 from armillary.store import Store
 from armillary.study.examined import open_store, record_examination
 
@@ -59,4 +59,9 @@ def test_what_is_no_examination_or_no_store_is_refused(tmp_path) -> None:
     assert store.examinations() == {}
     with pytest.raises(UsageError, match=r"no store\.sqlite"):
         open_store(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="no such folder"):
+        open_store(tmp_path / "nowhere", f"sqlite:///{tmp_path}/store/store.sqlite")
     assert not (tmp_path / "nowhere").exists()
+    with pytest.raises(ArmillaryError, match="missing"):
+        open_store(tmp_path / "store", f"sqlite:///{tmp_path}/other.sqlite")
+    assert not (tmp_path / "other.sqlite").exists()

@@ -14,18 +14,27 @@ from typing import Any
 from armillary.evaluate import read_examination
 from armillary.evaluate.results import RESULTS
 from armillary.recipe import UsageError
-from armillary.store import EXAMINATION, Store
+from armillary.store import EXAMINATION, Reader, Store
 
 
-def open_store(folder: Path) -> Store:
-    """The store in ``folder``, which must exist.
+def open_store(folder: Path, url: str | None = None) -> Store:
+    """The store in ``folder``, which must exist; ``url`` is its database if that is not its SQLite file.
 
     Raises:
-        UsageError: there is no store.
+        UsageError: there is no store, or ``url`` is not a usable database.
+        ArmillaryError: the database at ``url`` cannot be reached, or contains no store.
     """
-    if not (folder / "store.sqlite").is_file():
-        raise UsageError(f"{folder}: no store.sqlite; give the folder of a store, such as results/store")
-    return Store(folder)
+    if url is None and not (folder / "store.sqlite").is_file():
+        raise UsageError(
+            f"{folder}: no store.sqlite; give the folder of a store, such as results/store, or its database with "
+            "--database"
+        )
+    if url is not None:
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such folder; give the folder of the store, such as results/store")
+        with Reader(folder, url).database.reading():  # a store would be created in the wrong database
+            pass
+    return Store(folder, url)
 
 
 def record_examination(store: Store, folder: Path) -> dict[str, Any]:

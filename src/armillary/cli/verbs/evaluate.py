@@ -19,6 +19,7 @@ from armillary.cli.values import probability
 from armillary.cli.verbs.contest import contest
 from armillary.cli.verbs.judge import judge
 from armillary.cli.verbs.plan_comparison import plan
+from armillary.cli.workspaces import DatabaseOption
 from armillary.recipe import counted
 
 EVALUATION = "ARMILLARY_EVALUATION"
@@ -83,6 +84,7 @@ def run(
         Path | None,
         typer.Option(help="Folder of a store that also records the results.", show_default=False),
     ] = None,
+    database: DatabaseOption = None,
     *,
     engine: Engine,
     as_json: JsonOption = False,
@@ -111,7 +113,7 @@ def run(
     if store is not None:
         from armillary.study.examined import open_store, record_examination
 
-        open_store(store).close()  # a wrong store is reported before the model runs
+        open_store(store, database).close()  # a wrong store is reported before the model runs
     try:
         examination = hold_examination(
             lambda: open_backend(model, engine.options, engine.name),
@@ -124,7 +126,7 @@ def run(
         reporter.close()
     recorded = None
     if store is not None:
-        opened = open_store(store)
+        opened = open_store(store, database)
         recorded = record_examination(opened, place)["examination"]
         opened.close()
     if as_json:

@@ -11,6 +11,7 @@ from armillary.cli.app import JsonOption, app
 from armillary.cli.show.screen import out, show_json, show_table
 from armillary.cli.show.studies import show_verdict
 from armillary.cli.values import probability
+from armillary.cli.workspaces import DatabaseOption
 
 forecast_app = typer.Typer(help="Forecasts of examinations, recorded before and judged after.", no_args_is_help=True)
 app.add_typer(forecast_app, name="forecast")
@@ -32,6 +33,7 @@ def record(
     run: RunOption,
     task: TaskOption,
     store: StoreOption,
+    database: DatabaseOption = None,
     interval: Annotated[
         float, typer.Option(callback=probability, help="Probability that the interval covers the score.")
     ] = 0.9,
@@ -44,7 +46,7 @@ def record(
     from armillary.study.examinations import Question, record_forecast
     from armillary.study.examined import open_store
 
-    recorded = record_forecast(open_store(store), Question(run, task), law, at, interval)
+    recorded = record_forecast(open_store(store, database), Question(run, task), law, at, interval)
     if as_json:
         return show_json(recorded)
     score = recorded["score"]
@@ -65,6 +67,7 @@ def judge(
     run: RunOption,
     task: TaskOption,
     store: StoreOption,
+    database: DatabaseOption = None,
     metric: Annotated[str | None, typer.Option(help="Metric, if the task has several.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -76,7 +79,7 @@ def judge(
     from armillary.study.examinations import Question, judge_forecast
     from armillary.study.examined import open_store
 
-    verdict = judge_forecast(open_store(store), Question(run, task), read_examination(examination), metric)
+    verdict = judge_forecast(open_store(store, database), Question(run, task), read_examination(examination), metric)
     if as_json:
         return show_json(verdict)
     show_verdict(verdict)
