@@ -1,13 +1,15 @@
 """Runs in a stack equal the runs trained alone, bit for bit, also if others join, finish, stop or diverge."""
 
+import errno
 import time
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from armillary.corpus import Batch
-from armillary.goodput import read_events
+from armillary.goodput import EventWriter, read_events
 from armillary.recipe import MixturePhase, ModelShape, OptimizerSpec, RunResult, Schedule, UsageError, Validation
 from armillary.train import (
     Assignment,
@@ -22,6 +24,7 @@ from armillary.train import (
     train_fleet,
     train_run,
 )
+from armillary.train.hooks import Metrics, Save
 
 
 def mixture(sky, sea):
@@ -190,6 +193,63 @@ def test_one_folder_that_cannot_be_used_costs_only_its_run(make_spec, tiny_corpu
     assert "belongs to corpus 0123456789abcdef" in str(results[elsewhere.id])
     assert "belongs to run" in str(results[foreign.id])
     assert outcome(tmp_path / good.id) == undisturbed(good)
+
+
+def full_disk(*values, **named):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        (EventWriter, "write"),  # events.jsonl
+        (Metrics, "append"),
+        (Save, "report"),
+    ],
+)
+def test_a_member_whose_records_cannot_be_written_fails_alone(
+    part, name, make_spec, tiny_corpus, tmp_path, undisturbed, outcome, monkeypatch
+):
+    """The full disk is one member's; its progress fails at step 8, when 8 of its 12 steps are recorded or pending."""
+    good, bad, late = make_spec(seed=1, steps=40), make_spec(seed=2, steps=40), make_spec(seed=3, steps=40)
+    whole, full = getattr(part, name), []
+
+    def write(self, *values, **named):
+        mine = bad.id in str(vars(self)) or any(getattr(value, "spec", None) == bad for value in values)
+        return (full_disk if full and mine else whole)(self, *values, **named)
+
+    monkeypatch.setattr(part, name, write)
+    told = lambda run, step: full.append(step) if run == bad.id and step == 8 else None  # noqa: E731
+    runs = [Assignment(spec, tmp_path / spec.id) for spec in (bad, good, late)]
+    results = dict(train_fleet(runs, tiny_corpus, 2, progress=told))
+    assert isinstance(results[bad.id], OSError) and "No space left" in str(results[bad.id])
+    for spec in (good, late):
+        assert outcome(tmp_path / spec.id) == undisturbed(spec)
+    monkeypatch.undo()
+    train_run(bad, tiny_corpus, tmp_path / bad.id)
+    assert outcome(tmp_path / bad.id) == undisturbed(bad)
+
+
+@pytest.mark.parametrize("place", ["progress", "batch", "close"])
+def test_an_error_of_one_member_reaches_no_other(place, make_spec, tiny_corpus, tmp_path, undisturbed, outcome):
+    good, bad, late = make_spec(seed=1, steps=40), make_spec(seed=2, steps=40), make_spec(seed=3, steps=40)
+    results = {}
+    with Fleet(good, tiny_corpus, 3) as fleet:
+        for spec in (bad, good, late):
+            fleet.add(
+                Assignment(spec, tmp_path / spec.id),
+                lambda step, spec=spec: full_disk() if (place, step, spec) == ("progress", 8, bad) else None,
+                lambda spec=spec: place == "close" and spec == bad,
+            )
+        if place == "batch":
+            fleet.runs[0].order = SimpleNamespace(batch=full_disk)
+        if place == "close":
+            fleet._close[0].callback(full_disk)
+        while fleet.runs:
+            results |= fleet.step()
+    assert place == "close" or "No space left" in str(results[bad.id])
+    assert isinstance(results[bad.id], InterruptedRunError if place == "close" else OSError)
+    assert all(outcome(tmp_path / spec.id) == undisturbed(spec) for spec in (good, late))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

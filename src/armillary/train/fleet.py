@@ -34,10 +34,10 @@ import torch
 from torch import Tensor
 
 from armillary.corpus import Batch, Corpus
-from armillary.model import TokenError, check_tokens, without_ignored
+from armillary.model import check_tokens, without_ignored
 from armillary.recipe import Preference, RunResult, RunSpec, UsageError
 from armillary.train.engines import SingleDeviceEngine, Stack
-from armillary.train.errors import DivergedError, InterruptedRunError
+from armillary.train.errors import InterruptedRunError
 from armillary.train.hooks import Hook
 from armillary.train.loop import FLUSH, Run, TrainOptions, default_device, open_run, train_steps
 from armillary.train.resume import Trunk
@@ -174,9 +174,10 @@ class Fleet:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._close:
-            self._close.pop().close()
-        self.runs.clear()
+        with contextlib.ExitStack() as closing:  # an error of one keeps no other locked
+            while self._close:
+                closing.callback(self._close.pop().close)
+            self.runs.clear()
 
     def add(
         self,
@@ -223,9 +224,7 @@ class Fleet:
         if batches:
             taken = [(run.spec, run.step) for run in self.runs]
             self._pending.append(self._stack.step(taken, batches))
-            for run in self.runs:
-                run.advance()
-            wanting, broken = self._wanting()
+            wanting, broken = self._advance()
             if wanting or broken or len(self._pending) >= FLUSH:
                 self._look()
                 self._leave(broken)
@@ -235,26 +234,27 @@ class Fleet:
         left, self._left = self._left, {}
         return left
 
-    def _wanting(self) -> tuple[bool, list[tuple[Run[SingleDeviceEngine], Exception]]]:
-        """Whether a run wants attention, and the runs with a hook that failed when asked; every run is asked."""
+    def _advance(self) -> tuple[bool, list[tuple[Run[SingleDeviceEngine], Exception]]]:
+        """Count a step of every run: whether one wants attention, and those with a report or hook that failed."""
         wanting, broken = False, []
         for run in self.runs:
             try:
+                run.advance()
                 wanting |= run.wants_attention()
             except Exception as error:
                 broken.append((run, error))
         return wanting, broken
 
     def _batches(self) -> list[Batch[Tensor]]:
-        """The next batch of every run; a run with a token outside the vocabulary leaves."""
+        """The next batch of every run; a run leaves if its batch cannot be read, or has an unknown token."""
         batches: list[Batch[Tensor]] = []
         bad: list[tuple[Run[SingleDeviceEngine], Exception]] = []
         for run in self.runs:
-            batch = run.order.batch(run.step).map(torch.from_numpy)
             try:
+                batch = run.order.batch(run.step).map(torch.from_numpy)
                 check_tokens(without_ignored(batch.tokens, batch.weights), run.spec.model.vocab_size)
                 batches.append(batch)
-            except TokenError as error:
+            except Exception as error:
                 bad.append((run, error))
         if bad:
             self._look()
@@ -263,7 +263,7 @@ class Fleet:
         return batches
 
     def _look(self) -> None:
-        """Fetch the losses of the steps since the last call; a diverged run leaves."""
+        """Fetch the losses of the steps since the last call; a run leaves if it diverged or cannot be recorded."""
         if self._pending:
             values = torch.stack([torch.stack(pair) for pair in self._pending]).permute(2, 0, 1).tolist()
             self._pending.clear()
@@ -272,7 +272,7 @@ class Fleet:
             for place in reversed(range(len(self.runs))):
                 try:
                     self.runs[place].record(values[place], seconds)
-                except DivergedError as error:
+                except Exception as error:
                     self._remove(place, error)
 
     def _attend(self, place: int) -> None:
@@ -292,9 +292,13 @@ class Fleet:
 
     def _remove(self, place: int, outcome: Outcome) -> None:
         """Remove a run; the last one takes its row."""
-        self._left[self.runs[place].spec.id] = outcome
-        self._close[place].close()
-        last, closing = self.runs.pop(), self._close.pop()
+        run, closing = self.runs[place], self._close[place]
+        last, last_closing = self.runs.pop(), self._close.pop()
         if place < len(self.runs):
-            self.runs[place], self._close[place] = last, closing
+            self.runs[place], self._close[place] = last, last_closing
             self._stack.put(place, last.engine.model, last.engine.optimizer)
+        try:
+            closing.close()
+        except Exception as error:
+            outcome = outcome if isinstance(outcome, Exception) else error
+        self._left[run.spec.id] = outcome
