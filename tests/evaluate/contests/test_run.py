@@ -107,6 +107,13 @@ def test_each_method_has_its_score_its_gain_and_its_cost(data: Path, tmp_path: P
     assert official["entries"] == json.loads(json.dumps([entry.to_json() for entry in entries]))
 
 
+def test_a_method_alone_has_its_gain_since_plain_is_asked_too(data: Path) -> None:
+    options = ContestOptions(data, ("few-shot",), shots=2)
+    entries = run_contest(SPACE, contest_parts(SPACE, options), {"a": model(0.5, 1)}, {}, options)
+    assert [(entry.method, entry.base) for entry in entries] == [("plain", None), ("few-shot", "plain")]
+    assert entries[1].gain is not None
+
+
 def test_a_file_of_predictions_is_a_rival_and_a_voter(data: Path, tmp_path: Path) -> None:
     parts = contest_parts(SPACE, ContestOptions(data, development=10))
     asked = [*parts.examined, *parts.development]

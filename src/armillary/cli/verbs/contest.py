@@ -28,7 +28,8 @@ def contest(
     method: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: plain, few-shot, coarse-to-fine, self-consistency, combined with +; vote of all."
+            help="Comma-separated: few-shot, coarse-to-fine, self-consistency, combined with +; vote of all. "
+            "plain always runs too, as their base."
         ),
     ] = "plain",
     limit: Count = None,

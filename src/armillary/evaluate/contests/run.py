@@ -41,7 +41,8 @@ class ContestOptions:
 
     Attributes:
         data: folder with the contest's files; None takes the items shipped with this package, if any.
-        methods: names of methods (``prompting.method_named``), and "vote", which combines all others in the list.
+        methods: names of methods (``prompting.method_named``), and "vote", which combines all others. ``plain`` is
+            always included, as the base of the others' gains.
         limit: examine this many items, chosen by their hash; None examines all.
         shots: number of few-shot examples.
         samples: number of answers for self-consistency.
@@ -72,9 +73,8 @@ class ContestOptions:
 
     @property
     def asked(self) -> list[str]:
-        """The methods that prompt models: all but the vote, and ``plain`` if there is no other."""
-        named = [name for name in self.methods if name != VOTE] or ["plain"]
-        return sorted(named, key=lambda name: name != "plain")  # plain is the base of the others and comes first
+        """The methods that prompt models: ``plain`` first, since the gain of every other is measured against it."""
+        return ["plain", *(name for name in self.methods if name not in ("plain", VOTE))]
 
 
 @dataclass(frozen=True)
