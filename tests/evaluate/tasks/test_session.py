@@ -88,6 +88,9 @@ def test_other_tasks_are_added_and_other_settings_are_refused(
     found = hold(["cmmlu"])
     assert set(found.items) == {"gsm8k", "cmmlu"} == {result.task for result in found.results}
     assert len(hold(["gsm8k"], ExamOptions(limit=4, shots=0, max_new_tokens=8)).items["gsm8k"]) == 4
+    with pytest.raises(UsageError, match="contains gsm8k with 4 items, which 3 would replace; raise --limit"):
+        hold(["cmmlu", "gsm8k"])
+    assert len(read_examination(tmp_path / "out").items["gsm8k"]) == 4
     with pytest.raises(UsageError, match=r"answers of gsm8k with other settings \(few_shot\); choose another --out"):
         hold(["gsm8k"], ExamOptions(limit=3, shots=1, max_new_tokens=8))
     with pytest.raises(UsageError, match=r"other settings \(generation\)"):

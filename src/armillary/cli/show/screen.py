@@ -42,7 +42,7 @@ class Reporter:
         )
         self.bars = Progress(*columns, console=err)
         self.tasks: dict[str, Any] = {}
-        self.begun: dict[str, float] = {}
+        self.begun: dict[str, tuple[float, float]] = {}  # time and work done at the first report of a stage
         self.printed: dict[str, float] = {}
         self.ended: set[str] = set()
 
@@ -64,12 +64,12 @@ class Reporter:
             self.bars.update(self.tasks[stage], completed=done, total=total, note=note)
         else:
             now = time.monotonic()
-            begun = self.begun.setdefault(stage, now)
+            begun, before = self.begun.setdefault(stage, (now, done))
             if now - self.printed.get(stage, 0.0) >= _PLAIN_EVERY_S or done >= total:
                 self.printed[stage] = now if done < total else float("inf")
-                left = (now - begun) * (total - done) / done if done else 0.0
                 state = f"{done / max(total, 1e-9):.0%} {note}".rstrip()
-                ends = f", about {left:.0f} s left" if done < total else ""
+                left = (now - begun) * (total - done) / (done - before) if before < done < total else None
+                ends = "" if left is None else f", about {left:.0f} s left"
                 err.print(f"{stage}: {state}, {now - begun:.0f} s{ends}")
 
     def say(self, text: str) -> None:

@@ -32,7 +32,7 @@ def hold_examination(
 
     Raises:
         UsageError: wrong tasks, data or options; or the folder belongs to another model, or has a task with different
-            settings.
+            settings or more items.
         BusyError: another process works in the folder.
         ArmillaryError: the folder cannot be written.
     """
@@ -40,6 +40,7 @@ def hold_examination(
     # The model is opened first, so that a missing model leaves no folder behind.
     with closing(opened()) as backend, exclusive(folder / ".lock", "examines a model into this folder"):
         _begin(folder, backend.identity, formats)
+        _check_sizes(folder, formats[0], options.limit)
         with open_answers(folder / ANSWERS, backend.identity) as saved:
             held = [examine(backend, prepared, options, saved) for prepared in formats]
         examination = held[0] if len(held) == 1 else over_variants(held)
@@ -107,6 +108,21 @@ def _begin(folder: Path, identity: Mapping[str, Any], formats: Sequence[Prepared
         write_sealed(path, {"format": FORMAT, "model": dict(identity), "tasks": {**known, **wanted}})
     except OSError as error:
         raise ArmillaryError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _check_sizes(folder: Path, prepared: Prepared, limit: int | None) -> None:
+    """Refuse to replace a task's results in ``folder`` by results on fewer items."""
+    if not (folder / RESULTS).exists():
+        return
+    earlier = read_examination(folder).items
+    for named in prepared.named:
+        sizes = [len(prepared.objects[leaf.name].eval_docs) for leaf in named.leaves]
+        now = sum(size if limit is None else min(size, limit) for size in sizes)
+        if (before := len(earlier.get(named.name, ()))) > now:
+            raise UsageError(
+                f"{folder}: contains {named.name} with {before} items, which {now} would replace; raise --limit to "
+                f"{before} items in all, leave it out, or choose another --out"
+            )
 
 
 def _with_others(earlier: Examination, new: Examination) -> Examination:
