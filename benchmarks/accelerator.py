@@ -2,8 +2,9 @@
 
 Checks, in this order, each with its limit:
 
-- losses and gradients of every kind of block against the CPU in fp32, and the loss in bf16; once for plain text, once
-  for documents packed into a sequence with weighted predictions, as a supervised run has them;
+- losses and gradients of every kind of block against the CPU in fp32, and the loss in bf16; for plain text, for
+  documents packed into a sequence with weighted predictions, as a supervised run has them, and for pairs of answers
+  with their preference loss;
 - five steps of fused AdamW and of Muon against the CPU;
 - a run that is stopped and resumed ends with the weights of the run that was not, bit by bit;
 - one rank under FSDP2 against the trainer without ranks, and how long its asynchronous checkpoints block training;
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import math
 import platform
 import statistics
 import sys
@@ -57,6 +59,7 @@ from armillary.recipe import (
     Latent,
     Layout,
     ModelShape,
+    Preference,
     ReLU2,
     RunSpec,
     TokenizerSpec,
@@ -156,6 +159,19 @@ def packed(spec: RunSpec) -> Batch[Tensor]:
     return Batch(tokens, (place % 3 > 0).float(), documents)
 
 
+def pairs(spec: RunSpec) -> Batch[Tensor]:
+    """The same tokens as two pairs of answers in each sequence; the reference finds all tokens equally likely."""
+    tokens = batch_of(spec)
+    length = spec.context_length // 4  # of an answer behind its prompt
+    place = torch.arange(spec.context_length).expand(len(tokens), -1)
+    # The last token of a document predicts the first one of the next.
+    weights = ((place % length >= length // 3) & (place % length < length - 1)).float()
+    documents = place // length
+    answers = weights[documents % 2 == 0].sum().item(), weights[documents % 2 == 1].sum().item()
+    reference = -math.log(spec.model.vocab_size) * weights
+    return Batch(tokens, weights, documents, reference, weight=2.0 * len(tokens), answers=answers)
+
+
 def loss_and_gradients(spec: RunSpec, batch: Batch[Tensor], device: torch.device) -> tuple[float, dict[str, Tensor]]:
     """Mean loss of a step without its update, and what clipping and the optimizer would get."""
     model = Transformer(spec.model)
@@ -170,7 +186,7 @@ def loss_and_gradients(spec: RunSpec, batch: Batch[Tensor], device: torch.device
 
     unclipped = spec.model_copy(update={"optimizer": spec.optimizer.model_copy(update={"grad_clip": 1e9})})
     there = batch.map(lambda values: values.to(device))
-    loss, _ = train_step(model, Keep(model.parameters(), lr=0.0), unclipped, 0, there)
+    loss, *_ = train_step(model, Keep(model.parameters(), lr=0.0), unclipped, 0, there)
     return loss.item(), kept
 
 
@@ -182,8 +198,13 @@ def off(found: Tensor, expected: Tensor) -> float:
 def check_blocks(report: Report, device: torch.device) -> None:
     """Losses and gradients against the CPU."""
     for name, shape in shapes().items():
-        spec = small_run("", shape)
-        for what, batch in ((name, Batch(batch_of(spec))), (f"{name}, documents and weights", packed(spec))):
+        plain = small_run("", shape)
+        preference = plain.model_copy(update={"objective": Preference(examples="0" * 16)})
+        for what, spec, batch in (
+            (name, plain, Batch(batch_of(plain))),
+            (f"{name}, documents and weights", plain, packed(plain)),
+            (f"{name}, preference", preference, pairs(plain)),
+        ):
             expected, wanted = loss_and_gradients(spec, batch, torch.device("cpu"))
             loss, gradients = loss_and_gradients(spec, batch, device)
             worst = max(off(gradients[key], wanted[key]) for key in wanted)

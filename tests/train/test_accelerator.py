@@ -1,11 +1,13 @@
 """What only an accelerator can show; ``pytest -m accelerator`` runs these, benchmarks/accelerator.py measures more."""
 
+import math
+
 import pytest
 import torch
 
 from armillary.corpus import Batch
 from armillary.model import Transformer
-from armillary.recipe import Experts, Latent, Layout, OptimizerSpec, ReLU2
+from armillary.recipe import Experts, Latent, Layout, NextToken, OptimizerSpec, Preference, ReLU2, Supervised
 from armillary.train import InterruptedRunError, build_optimizer, default_device, train_fleet, train_run, train_step
 from armillary.train.fleet import Assignment
 
@@ -35,8 +37,32 @@ def shape(request, make_spec):
     return model.model_copy(update=changes[request.param])
 
 
-def moved(spec, device, steps=5):
+def text(tokens, spec):
+    return Batch(tokens)
+
+
+def documents(tokens, spec):
+    """Two documents in each sequence, every third prediction without a weight."""
+    place = torch.arange(spec.context_length).expand(len(tokens), -1)
+    return Batch(tokens, (place % 3 > 0).float(), place // (spec.context_length // 2))
+
+
+def pairs(tokens, spec):
+    """A pair of answers in each sequence, whose second half a reference finds all tokens equally likely in."""
+    length = spec.context_length // 2
+    place = torch.arange(spec.context_length).expand(len(tokens), -1)
+    weights = ((place % length >= length // 2) & (place % length < length - 1)).float()
+    each = weights[:, :length].sum().item()  # answers of either kind have as many tokens in all
+    reference = -math.log(spec.model.vocab_size) * weights
+    return Batch(tokens, weights, place // length, reference, weight=float(len(tokens)), answers=(each, each))
+
+
+OBJECTIVES = {text: NextToken(), documents: Supervised(examples="0" * 16), pairs: Preference(examples="0" * 16)}
+
+
+def moved(spec, device, steps=5, batch_of=text):
     """By how much ``steps`` steps on random tokens move each parameter, and the losses."""
+    spec = spec.model_copy(update={"objective": OBJECTIVES[batch_of]})
     model = Transformer(spec.model)
     model.init_weights(spec.seed, spec.optimizer)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
@@ -47,16 +73,18 @@ def moved(spec, device, steps=5):
     for step in range(steps):
         size = (spec.batch_sequences, spec.context_length + 1)
         batch = torch.randint(spec.model.vocab_size, size, generator=random)
-        losses.append(train_step(model, optimizer, spec, step, Batch(batch.to(device)))[0].item())
+        here = batch_of(batch, spec).map(lambda values: values.to(device))
+        losses.append(train_step(model, optimizer, spec, step, here)[0].item())
     return losses, {name: p.detach().cpu() - start[name] for name, p in model.named_parameters()}
 
 
 # Newton-Schulz iterates in bf16: on the CPU, a relative change of the gradients by 1e-4 moves a matrix by up to 5 %.
 @pytest.mark.parametrize(("kind", "limit"), [("adamw", 5e-3), ("muon", 6e-2)])
-def test_steps_are_those_of_the_cpu(shape, kind, limit, device, make_spec):
+@pytest.mark.parametrize("batch_of", OBJECTIVES)
+def test_steps_are_those_of_the_cpu(shape, kind, limit, batch_of, device, make_spec):
     spec = make_spec(model=shape, optimizer=OptimizerSpec(lr=1e-3, kind=kind))
-    losses, movements = moved(spec, torch.device("cpu"))
-    found, here = moved(spec, device)
+    losses, movements = moved(spec, torch.device("cpu"), batch_of=batch_of)
+    found, here = moved(spec, device, batch_of=batch_of)
     assert found == pytest.approx(losses, rel=1e-4)
     for name, movement in movements.items():
         error = here[name] - movement
