@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -149,6 +152,133 @@ def test_wrong_options_are_named() -> None:
         JudgeOptions(repeats=0)
     with pytest.raises(UsageError, match="no questions"):
         judge_single([], {}, judge(fair), JudgeOptions())
+
+
+MT_BENCH = [
+    {"question_id": 81, "category": "writing", "turns": ["Write on Hawaii.", "Begin each line with A."]},
+    {"question_id": 101, "category": "math", "turns": ["What is 2 + 2?", "Double it."], "reference": ["4", "8"]},
+]
+ALIGN_BENCH = [
+    {"question_id": 1, "category": "数学计算", "subcategory": "初等", "question": "二加二？", "reference": "四"},
+    {"question_id": 2, "category": "文本写作", "question": "写一句诗。"},
+]
+
+
+def written(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
+def test_both_turns_of_mt_bench_are_judged_each_with_the_turns_before(tmp_path: Path) -> None:
+    questions = read_questions(written(tmp_path / "q.jsonl", MT_BENCH))
+    assert [question.id for question in questions] == ["81 turn 1", "81 turn 2", "101 turn 1", "101 turn 2"]
+    models = []
+    for name in ("good", "bad"):
+        own = {"question_id": 81, "choices": [{"index": 0, "turns": [f"{name} Aloha", f"{name} A"]}]}
+        rows = [own, {"question_id": 101, "turns": [f"{name} four", f"{name} eight"]}]
+        models.append(read_answers(written(tmp_path / f"{name}.jsonl", rows), questions))
+    prompts: list[str] = []
+
+    def says(prompt: str, sample: int) -> str:
+        prompts.append(prompt)
+        return "[[8]]" if "Double it" not in prompt else "?" if "What is" not in prompt else "[[4]]"
+
+    single = judge_single(questions, models[0], judge(says), JudgeOptions())
+    assert [one.score for one in single.judgements] == [8, 8, 8, 4] and single.n == 4
+    assert prompts[3].index("What is 2 + 2?") < prompts[3].index("good four") < prompts[3].index("Double it.")
+    assert "\n8\n" in prompts[3] and "good eight" not in prompts[2] and "Double it" not in prompts[2]
+    means = {name: part.value for name, part in single.parts.items() if part is not None}
+    assert means == {"turn 1": 8, "turn 2": 6, "category math": 6, "category writing": 8}
+    pairwise = judge_pairs(questions, (models[0], models[1]), judge(fair), JudgeOptions())
+    assert pairwise.score is not None and pairwise.score.value == 1
+    assert set(pairwise.parts) == set(single.parts)
+    # two dialogues are two observations, and not four
+    alone = judge_pairs(questions[::2], (models[0], models[1]), judge(fair), JudgeOptions())
+    assert alone.score is not None and pairwise.score.low <= alone.score.low
+
+
+def test_align_bench_is_graded_by_the_dimensions_of_its_categories(tmp_path: Path) -> None:
+    questions = read_questions(written(tmp_path / "q.jsonl", ALIGN_BENCH))
+    assert questions[0].dimensions == ("事实正确性", "满足用户需求", "逻辑连贯性", "完备性")
+    rows = [{"question_id": 1, "answer": "四"}, {"question_id": 2, "answer": "春眠不觉晓"}]
+    answers = read_answers(written(tmp_path / "a.jsonl", rows), questions)
+
+    def says(prompt: str, sample: int) -> str:
+        assert "'综合得分': 5}" in prompt
+        return "{'事实正确性': 9, '逻辑连贯性': 11, '综合得分': 7}" if "二加二" in prompt else '好。{"综合得分"： 3}'
+
+    verdict = judge_single(questions, answers, judge(says), JudgeOptions(language="zh"))
+    assert [one.score for one in verdict.judgements] == [7, 3]
+    assert verdict.judgements[0].dimensions == {
+        "事实正确性": 9, "满足用户需求": None, "逻辑连贯性": None, "完备性": None
+    }  # fmt: skip
+    facts, richness = verdict.parts["事实正确性"], verdict.parts["丰富度"]
+    assert facts is not None and facts.value == 9 and facts.low < 5.5 and richness is None
+    assert verdict.parts["category 数学计算"].value == 7  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "expected"),
+    [
+        ({"turns": ["a", 1]}, {}, r"q.jsonl:1: turns: must be a list of texts"),
+        ({"turns": ["a", "b"], "reference": ["a"]}, {}, "q.jsonl:1: reference: must have one entry for each of the 2"),
+        ({"question": "a", "dimensions": []}, {}, "q.jsonl:1: dimensions: must be a list"),
+        ({"turns": ["a", "b"]}, {"turns": ["a"]}, "a.jsonl:1: turns: 1 answers to 5, which has 2; give one for each"),
+        ({"turns": ["a", "b"]}, {"answer": "a"}, "a.jsonl:1: turns: 1 answers to 5"),
+        (
+            {"turns": ["a", "b"]},
+            {"choices": [{"turns": "a"}]},
+            r"a.jsonl:1: choices\[0\].turns: must be a list of texts",
+        ),
+    ],
+)
+def test_faults_of_the_public_formats_are_named(
+    question: dict[str, Any], answer: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    def read() -> None:
+        questions = read_questions(written(tmp_path / "q.jsonl", [{"question_id": 5, **question}]))
+        read_answers(written(tmp_path / "a.jsonl", [{"question_id": 5, **answer}]), questions)
+
+    with pytest.raises(UsageError, match=expected):
+        read()
+
+
+class Judge(BaseHTTPRequestHandler):
+    """A server that prefers the longer answer, and grades with the length of the last one."""
+
+    def do_POST(self) -> None:
+        """Answer a chat."""
+        said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
+        grade = len(said.rpartition("]\n")[2])
+        text = f"{{'overall': {grade}}} [[{grade}]]"
+        message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+        data = json.dumps({"choices": [message], "usage": {"prompt_tokens": 9, "completion_tokens": 2}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_the_verb_judges_a_dialogue_through_a_server(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Judge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    written(tmp_path / "q.jsonl", MT_BENCH)
+    rows = [{"question_id": 81, "turns": ["abc", "abcde"]}, {"question_id": 101, "turns": ["a", "abcdefg"]}]
+    written(tmp_path / "a.jsonl", rows)
+    options = ["--questions", str(tmp_path / "q.jsonl"), "--answers", str(tmp_path / "a.jsonl"), "--json"]
+    url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    try:
+        done = CliRunner().invoke(app, ["evaluate", "judge", url, *options, "--endpoint", "model=judge"])
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert [one["score"] for one in found["judgements"]] == [3, 5, 1, 7]
+    assert found["parts"]["turn 2"]["value"] == 6 and found["score"]["value"] == 4
 
 
 @pytest.mark.slow

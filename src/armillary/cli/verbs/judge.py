@@ -18,9 +18,9 @@ from armillary.recipe import counted
 def judge(
     model: Annotated[str, typer.Argument(help="The judge: a folder, a .gguf file or a URL.", show_default=False)],
     questions: Annotated[
-        Path, typer.Option(help="JSON lines with id, question and optionally reference.", show_default=False)
+        Path, typer.Option(help="JSON lines: id and question, or MT-bench's or AlignBench's form.", show_default=False)
     ],
-    answers: Annotated[Path, typer.Option(help="JSON lines with id and answer.", show_default=False)],
+    answers: Annotated[Path, typer.Option(help="JSON lines with id and answer, or turns.", show_default=False)],
     against: Annotated[
         Path | None, typer.Option(help="Answers of another model: compare in pairs.", show_default=False)
     ] = None,
