@@ -255,7 +255,7 @@ def _features(named: list[str], form: str) -> tuple[str, Sequence[str], list[str
     kind = "hyperparameters" if {"lr", "bs"} <= roles.keys() else "scaling"
     size = "active_params" if "active_params" in roles else "params"
     if kind == "hyperparameters" and "params" not in roles:
-        # On published runs with experts, rates chosen by all parameters cost a tenth of those chosen by the active ones.
+        # The best rates of models with experts follow all parameters more closely than the active ones.
         counted_as = next((feature for feature in ("total_params", "active_params") if feature in roles), None)
         if counted_as is not None:
             roles["params"] = roles.pop(counted_as)
