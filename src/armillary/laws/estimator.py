@@ -38,7 +38,7 @@ Array = NDArray[np.float64]
 
 # Increased whenever the same table would give other fitted numbers. Stored results of a law (a study's stage, a law
 # file) include this number.
-LAWS_VERSION = 3
+LAWS_VERSION = 4
 
 
 class ExtrapolationError(UsageError):

@@ -260,7 +260,7 @@ def test_a_law_that_would_predict_otherwise_is_of_another_version(documents, tmp
     document["laws_version"] = 77
     sealed(tmp_path / "law.json", document)
     with pytest.raises(
-        ForeignLawError, match="fitted by version 77 of the laws, and version 3 would predict different"
+        ForeignLawError, match="fitted by version 77 of the laws, and version 4 would predict different"
     ):
         read_law(tmp_path / "law.json")
 

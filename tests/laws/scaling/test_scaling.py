@@ -213,12 +213,13 @@ def test_unknown_forms_and_features_are_refused(arguments, message):
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e9])
-def test_units_of_sizes_do_not_matter(scale):
+def test_units_of_sizes_hardly_matter(scale):
+    """Only the prior of the irreducible loss depends on them."""
     points = grid([1e7, 3e7, 1e8], [1e9, 4e9, 1e10])
     law = ScalingLaw(bootstraps=10).fit(points, loss(points))
     other = ScalingLaw(bootstraps=10).fit(points * scale, loss(points))
-    for a, b in zip(law.predict(points * 2), other.predict(points * 2 * scale), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+    mean, low, high = law.predict(points * 2)
+    assert (np.abs(other.predict(points * 2 * scale).mean - mean) < (high - low) / 8).all()
 
 
 def test_duplicated_and_hardly_varying_runs_end_in_an_interval_or_in_words():

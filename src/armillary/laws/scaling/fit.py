@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.laws.estimator import Array
-from armillary.laws.scaling.forms import ScalingForm
+from armillary.laws.scaling.forms import ScalingForm, floor_share
 from armillary.laws.solver import Fits, fit_many
 
 # Prior of the relative scatter of a run around the law, and its weight as a number of observations.
@@ -97,7 +97,7 @@ def fit_form(
     weights = whole.reshape(problems, len(points)).astype(float)
     data = np.tile(losses.T, (groups, 1))
     centre = points.mean(0)
-    mean, std = priors(form, weights, data)
+    mean, std = priors(form, weights, data, points)
     base = mean
     starts = starting_points(form, mean, near)
     many = starts.shape[1]
@@ -241,10 +241,16 @@ def _solve(
     return fit_many(residuals, start, weights, prior_mean, prior_std, huber=huber, iterations=200, tolerance=tolerance)
 
 
-def priors(form: ScalingForm, weights: Array, data: Array) -> tuple[Array, Array]:
-    """Means and standard deviations [P, p] of the priors, for problems that use the entries with positive weight."""
+def priors(form: ScalingForm, weights: Array, data: Array, points: Array) -> tuple[Array, Array]:
+    """Means and standard deviations [P, p] of the priors, for problems that use the entries with positive weight.
+
+    That of the irreducible loss depends on the size and tokens (log ``points``) of the run with the lowest loss.
+    """
     seen = np.where(weights > 0, data, np.nan)
-    base = {"floor": np.nanmin(seen, axis=1), "term": np.nanmedian(seen, axis=1)}
+    lowest = points[np.nanargmin(seen, axis=1)]
+    params = lowest[:, form.features.index("params" if "params" in form.features else "active_params")]
+    share = floor_share(params, lowest[:, form.features.index("tokens")])
+    base = {"floor": np.nanmin(seen, axis=1) + np.log(share), "term": np.nanmedian(seen, axis=1)}
     mean = np.stack([base.get(p.kind, np.zeros(len(data))) + p.mean for p in form.parameters], axis=1)
     return mean, np.broadcast_to([p.std for p in form.parameters], mean.shape)
 

@@ -23,10 +23,12 @@ import numpy as np
 
 from armillary.laws.estimator import Array
 
-# Published exponents lie between 0.2 and 0.7 (Kaplan 2020, Hoffmann 2022, Besiroglu 2024, DeepSeek 2024, Llama 3). The
-# irreducible loss is some share of the lowest loss seen, and each term some share of the median loss at the centre.
+# Published exponents lie between 0.2 and 0.7 (Kaplan 2020, Hoffmann 2022, Besiroglu 2024, DeepSeek 2024, Llama 3). Each
+# term is some share of the median loss at the centre.
 EXPONENT, EXPONENT_STD = 0.4, 0.4
-FLOOR, FLOOR_STD = 0.6, 0.5
+# The irreducible loss is a share of the lowest loss seen (``floor_share``): SHARE times that of a published law, since
+# other corpora have less of it, but at least LEAST_SHARE, since that law was fitted to models above 40M parameters.
+SHARE, LEAST_SHARE, FLOOR_STD = 0.75, 0.4, 0.3
 TERM, TERM_STD = 0.3, 1.5
 
 
@@ -44,12 +46,18 @@ class Parameter:
     std: float
 
 
+def floor_share(params: Array, tokens: Array) -> Array:
+    """Prior share of the irreducible loss in the loss at log parameters and log tokens (Besiroglu et al. 2024)."""
+    terms = 482.0 * np.exp(-0.348 * params) + 2085.0 * np.exp(-0.366 * tokens)
+    return np.asarray(np.maximum(SHARE * 1.817 / (1.817 + terms), LEAST_SHARE))
+
+
 def exponent(name: str, mean: float = EXPONENT, std: float = EXPONENT_STD) -> Parameter:
     """A positive exponent."""
     return Parameter(name, "log", float(np.log(mean)), std)
 
 
-E = Parameter("E", "floor", float(np.log(FLOOR)), FLOOR_STD)
+E = Parameter("E", "floor", 0.0, FLOOR_STD)
 A = Parameter("A", "term", float(np.log(TERM)), TERM_STD)
 B = Parameter("B", "term", float(np.log(TERM)), TERM_STD)
 ALPHA, BETA = exponent("alpha"), exponent("beta")

@@ -15,7 +15,8 @@ Trade-offs taken:
 - Several choices were tuned on published held-out runs (Chinchilla's points, OLMo's ladder, Gemstones, IsoFLOP grids,
   repeated data), which therefore do not confirm them: the form ``ratio`` and the narrow prior of ``interaction`` around
   it, noise that may grow with the loss, ``SHARPNESS``, ``MISS`` and its growth with distance, the smaller weight of
-  runs with large scatter in the check of intervals, and the limit on sharing between targets (``fit.POOL``).
+  runs with large scatter in the check of intervals, the limit on sharing between targets (``fit.POOL``), and the level
+  and width of the irreducible loss's prior (``forms.SHARE``).
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def _judged(
     tried = np.array([np.ones(n), *(rng.permuted(np.arange(n) < max(FEWEST - 1, SHARE * n)) for _ in range(SUBSETS))])
     weights = (tried[:, None] * used.T).reshape(-1, n)  # [subset * target, n]
     data = np.tile(logs.T, (len(tried), 1))
-    mean, std = priors(form, weights, data)
+    mean, std = priors(form, weights, data, points)
     many = starting_points(form, mean, None)[:, [3, 5, 8]]
     each = many.shape[1]
 
@@ -150,7 +150,7 @@ def _judged(
     kept = _nearest(np.abs(law - logs.T), used.T, trusted)
     widen = TRIM
     for _ in range(4):
-        mean, std = priors(form, kept.astype(float), logs.T)
+        mean, std = priors(form, kept.astype(float), logs.T, points)
         law = form.evaluate(theta, points, centre)[0]
         lowest, highest = np.where(kept, logs.T, np.inf).min(1), np.where(kept, logs.T, -np.inf).max(1)
         above = height(law, lowest, highest)
