@@ -193,11 +193,11 @@ def compare(points: Path, columns: Sequence[str] | None, family_column: str, at:
     rows = {name: np.flatnonzero((families == name) & good) for name in dict.fromkeys(families.tolist())}
     runs = {name: (sizes[found], losses[found, 0]) for name, found in rows.items()}
     with workbench.about(points), rows_named(lambda family, i: table.where(int(rows[family][i])), named[2:]):
-        said = compare_families(runs, (parse_size(at[0]), parse_size(at[1])))
+        comparison = compare_families(runs, (parse_size(at[0]), parse_size(at[1])))
     return {
-        "form": said.form,
+        "form": comparison.form,
         "expected_loss": [
-            {"family": name, "runs": len(runs[name][1]), **_interval(v)} for name, v in said.loss.items()
+            {"family": name, "runs": len(runs[name][1]), **_interval(v)} for name, v in comparison.loss.items()
         ],
         "against": [
             {
@@ -211,7 +211,7 @@ def compare(points: Path, columns: Sequence[str] | None, family_column: str, at:
                 "difference_low": float(v.difference.low),
                 "difference_high": float(v.difference.high),
             }
-            for v in said.versus
+            for v in comparison.versus
         ],
         "meaning": (
             "probability_better: that one run of the family ends with a lower loss than one of the reference; "

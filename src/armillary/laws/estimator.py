@@ -112,8 +112,8 @@ class Estimator(abc.ABC):
         """The class with the parameters that differ from the defaults."""
         usual = inspect.signature(type(self)).parameters
         changed = {name: repr(value) for name, value in self.get_params().items()}
-        said = [f"{name}={text}" for name, text in changed.items() if text != repr(usual[name].default)]
-        return f"{type(self).__name__}({', '.join(said)})"
+        arguments = [f"{name}={text}" for name, text in changed.items() if text != repr(usual[name].default)]
+        return f"{type(self).__name__}({', '.join(arguments)})"
 
     def to_json(self) -> dict[str, Any]:
         """``params`` and ``fitted`` as JSON, exact to the last bit.
@@ -176,8 +176,8 @@ def rows_named(row: Callable[[str, int], str | None], targets: Sequence[str] = (
 def row_name(name: str, row: int) -> str:
     """The name of a row in messages: ``row 3 of X``, or its file and line within ``rows_named``."""
     names = _NAMES.get()
-    said = names[0](name, row) if names else None
-    return said or f"row {row} of {name}"
+    label = names[0](name, row) if names else None
+    return label or f"row {row} of {name}"
 
 
 def thing_name(name: str) -> str:
@@ -196,7 +196,7 @@ def report_set_aside(found: Sequence[SetAside], name: str = "y") -> None:
     """Warn in one line about losses that were left out of a fit."""
     if not found:
         return
-    said = [
+    parts = [
         f"{row_name(name, one.row)}: {target_name(one.target)} is {one.value:.4g}, but the other runs predict about "
         f"{one.expected:.4g}"
         for one in found[:SHOWN]
@@ -205,7 +205,7 @@ def report_set_aside(found: Sequence[SetAside], name: str = "y") -> None:
     one = len(found) == 1
     count = "1 loss contradicts" if one else f"{len(found)} losses contradict"
     warnings.warn(
-        f"{count} the other runs and {'is' if one else 'are'} left out of the fit: {'; '.join(said)}{more}",
+        f"{count} the other runs and {'is' if one else 'are'} left out of the fit: {'; '.join(parts)}{more}",
         SetAsideWarning,
         stacklevel=3,
     )

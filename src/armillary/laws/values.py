@@ -48,8 +48,8 @@ Fields = Mapping[str, "Codec | tuple[str, Codec]"]
 
 
 def _refuse(at: str, value: Any, wanted: str) -> ValueInFileError:
-    said = repr(value)
-    return ValueInFileError(f"{at} is {said if len(said) <= 60 else said[:57] + '...'}; it must be {wanted}")
+    shown = repr(value)
+    return ValueInFileError(f"{at} is {shown if len(shown) <= 60 else shown[:57] + '...'}; it must be {wanted}")
 
 
 @dataclass(frozen=True)
@@ -262,8 +262,10 @@ class Array:
         # A letter may occur twice in a shape.
         square = len({(letter, size) for letter, _, size in pairs}) == len({letter for letter, _, _ in pairs})
         if not fits or not square or any(size not in (there, None) for _, size, there in pairs):
-            said = ", ".join(letter if size is None else str(size) for letter, size in zip(known, wanted, strict=True))
-            raise ValueInFileError(f"{at} has shape {list(array.shape)}; it must have [{said}]")
+            wanted_shape = ", ".join(
+                letter if size is None else str(size) for letter, size in zip(known, wanted, strict=True)
+            )
+            raise ValueInFileError(f"{at} has shape {list(array.shape)}; it must have [{wanted_shape}]")
         if self.finite and not np.isfinite(array).all():
             raise ValueInFileError(f"{at} has a value that is not finite")
         sizes.update({letter: size for letter, _, size in pairs if not letter.isdigit()})

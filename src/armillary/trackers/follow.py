@@ -66,7 +66,7 @@ class Work:
 
 
 class Followed:
-    """The loop over all runs, and what is said of the tracker."""
+    """The loop over all runs, and the reports on the tracker."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
@@ -200,12 +200,12 @@ def _ended(seconds: float) -> bool:
 
 def _watch(loop: Followed) -> None:
     """Say once if a call of the tracker does not return."""
-    said = False
-    while not said:
+    reported = False
+    while not reported:
         time.sleep(1.0)
         since = loop.busy_since
         if since is not None and time.monotonic() - since > SILENT_S:
-            said = True
+            reported = True
             say(
                 f"{loop.work.where.tracker}: no answer for {SILENT_S:.0f} s. Training goes on; afterwards "
                 f"`{loop.work.export}` adds what it lacks"

@@ -38,7 +38,7 @@ class Track:
         return step % EVERY == 0
 
     def act(self, run: Any) -> None:
-        """Start the tracker's process if it does not run, and say what it said; never waits and never fails."""
+        """Start the tracker's process if it does not run, and report its messages; never waits and never fails."""
         if run.world.rank == 0:
             self.follower.start()
             for line in self.follower.words():

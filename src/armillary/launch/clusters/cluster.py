@@ -205,8 +205,8 @@ def call(command: Sequence[str], *, folder: Path | None = None, given: str | Non
     except subprocess.TimeoutExpired as error:
         raise UnreachableError(f"{command[0]} did not answer within {_PATIENCE_S:.0f} s") from error
     if done.returncode != 0:
-        said = " ".join((done.stderr or done.stdout).split())[:500] or f"exit code {done.returncode}"
-        raise ArmillaryError(f"{command[0]}: {without_passwords(said)}")
+        problem = " ".join((done.stderr or done.stdout).split())[:500] or f"exit code {done.returncode}"
+        raise ArmillaryError(f"{command[0]}: {without_passwords(problem)}")
     return done.stdout
 
 

@@ -28,8 +28,8 @@ _HARDWARE = re.compile(r"^([\w.]*\.)?AcceleratorError\b|\[Errno (5|6|19|121)\]|I
 class LostRankError(ArmillaryError):
     """A rank was lost; ``crash`` is the error or signal that ended it, None if it was killed, froze, or is away."""
 
-    def __init__(self, said: str, crash: str | None = None) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, crash: str | None = None) -> None:
+        super().__init__(message)
         self.crash = crash
 
 
@@ -57,8 +57,8 @@ def record_crash(error: BaseException) -> None:
     place = os.environ.get(CRASH)
     if place is None:
         return
-    said = "".join(traceback.format_exception_only(error))
-    crash = error.crash if isinstance(error, LostRankError) else said
+    text = "".join(traceback.format_exception_only(error))
+    crash = error.crash if isinstance(error, LostRankError) else text
     if crash is not None:
         with contextlib.suppress(OSError):
             path, plain = Path(place), " ".join(without_passwords(crash).split())

@@ -212,8 +212,8 @@ class Kubernetes(Cluster):
     def seen(self, tasks: Sequence[Task]) -> dict[str, Seen]:
         """The jobs that the cluster has, with the nodes of their pods."""
         try:
-            said = call(self._kubectl("get", "jobs,pods", "--selector", _SELECTOR, "--output", "json"))
-            items = json.loads(said)["items"]
+            listing = call(self._kubectl("get", "jobs,pods", "--selector", _SELECTOR, "--output", "json"))
+            items = json.loads(listing)["items"]
             names = {task.name for task in tasks}
             jobs = [item for item in items if item["kind"] == "Job" and item["metadata"]["name"] in names]
             pods = [item for item in items if item["kind"] == "Pod"]

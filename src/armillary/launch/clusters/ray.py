@@ -134,8 +134,8 @@ class Ray(Cluster):
             with urllib.request.urlopen(request, timeout=_PATIENCE_S) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
-            said = " ".join(error.read(2000).decode(errors="replace").split())[-400:]
-            raise ArmillaryError(f"{url}: refused ({error.code}): {said}") from error
+            refusal = " ".join(error.read(2000).decode(errors="replace").split())[-400:]
+            raise ArmillaryError(f"{url}: refused ({error.code}): {refusal}") from error
         except (OSError, HTTPException) as error:
             why = getattr(error, "reason", None) or error
             unsent = isinstance(why, ConnectionRefusedError | socket.gaierror)

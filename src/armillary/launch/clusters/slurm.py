@@ -188,10 +188,10 @@ def submitted(command: Sequence[str], place: Path) -> str:
         UnreachableError: Slurm printed no id, or as ``send``.
         ArmillaryError: Slurm refused.
     """
-    said = send(command, place)
-    native = said.strip().split(";")[0]
+    output = send(command, place)
+    native = output.strip().split(";")[0]
     if not native.isdecimal():
-        raise UnreachableError(f"sbatch printed no job id: {said.strip()[:200]!r}; see squeue --me")
+        raise UnreachableError(f"sbatch printed no job id: {output.strip()[:200]!r}; see squeue --me")
     return native
 
 

@@ -145,14 +145,14 @@ class Supervisor:
             return _USAGE
         if self.asked:  # a signal came between the lines above
             child.send_signal(signal.SIGTERM)
-        told = False
+        announced = False
         while True:
             try:
                 code = child.wait(_LOOK_S)
                 break
             except subprocess.TimeoutExpired:
-                if not told and self.cancelled():
-                    told = True
+                if not announced and self.cancelled():
+                    announced = True
                     self._say("cancelled: stopping after a checkpoint")
                     child.send_signal(signal.SIGTERM)
         self.child = None

@@ -156,10 +156,10 @@ def read_curve(path: Path, size: float, need_loss: bool = True) -> Curve:
     if not good.any():
         raise table.error(bad[0].row, losses, f"{bad[0].remedy}; no row has a loss")
     if bad:
-        said = ", ".join(f"line {table.lines[one.row]} is '{table.text(losses)[one.row]}'" for one in bad[:SHOWN])
+        entries = ", ".join(f"line {table.lines[one.row]} is '{table.text(losses)[one.row]}'" for one in bad[:SHOWN])
         more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         warnings.warn(
-            f"{path}: left out {counted(len(bad), 'row')} without a loss: column '{losses}' of {said}{more}",
+            f"{path}: left out {counted(len(bad), 'row')} without a loss: column '{losses}' of {entries}{more}",
             SetAsideWarning,
             stacklevel=2,
         )

@@ -382,12 +382,12 @@ class AnnealLaw(Estimator):
                     f"was fitted at {at}; fit curves at that rate, too"
                 )
         if count == 0:
-            said = "no curve was fitted at this size, and no whole size was held out"
+            reason = "no curve was fitted at this size, and no whole size was held out"
         elif count == 1 and not any(held.new_size for held in self.held_out_):
-            said = "one curve was fitted at this size, and no other size was held out except for one curve"
+            reason = "one curve was fitted at this size, and no other size was held out except for one curve"
         else:
             return
-        text = f"the forecast at size {schedule.size:g} is untested: {said}; measure a curve there to be sure"
+        text = f"the forecast at size {schedule.size:g} is untested: {reason}; measure a curve there to be sure"
         warnings.warn(text, ExtrapolationWarning, stacklevel=3)
 
     def probe(self) -> list[Array]:
@@ -601,12 +601,12 @@ def _check_rates(curves: Sequence[Curve], joints: dict[str, Joint]) -> None:
 def _report(aside: Sequence[CurveSetAside]) -> None:
     """Warn in one line about what was left out."""
     if aside:
-        said = []
+        parts = []
         for one in aside[:SHOWN]:
             name = thing_name(f"curve '{one.name}' at size {one.size:g}")
-            said.append(f"{name}{'' if one.step is None else f', step {one.step:g}'}: {one.why}")
+            parts.append(f"{name}{'' if one.step is None else f', step {one.step:g}'}: {one.why}")
         more = f" and {len(aside) - SHOWN} more" if len(aside) > SHOWN else ""
-        warnings.warn(f"{len(aside)} left out of the fit: {'; '.join(said)}{more}", SetAsideWarning, stacklevel=3)
+        warnings.warn(f"{len(aside)} left out of the fit: {'; '.join(parts)}{more}", SetAsideWarning, stacklevel=3)
 
 
 def _frame(curves: Sequence[Curve], warmup_steps: float) -> Frame:

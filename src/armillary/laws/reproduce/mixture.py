@@ -164,14 +164,14 @@ def _fit_plain(form: Form, runs: _Runs) -> None:
 def _scores(predicted: Array, test: _Runs) -> tuple[float, float, float, float]:
     """The four measures, for predictions [m, 13]."""
     domains = [stats.spearmanr(*pair).statistic for pair in zip(predicted.T, test.losses.T, strict=True)]
-    said, measured = predicted.mean(1), test.losses.mean(1)
+    ranking, measured = predicted.mean(1), test.losses.mean(1)
     entropy = -(test.mixtures * np.log(test.mixtures + 1e-12)).sum(1)
     even = entropy.argsort()[-EVEN:]
     return (
         float(np.mean(domains)),
-        float(stats.spearmanr(said, measured).statistic),
-        float(stats.spearmanr(said[even], measured[even]).statistic),
-        float(measured[said.argmin()] - measured.min()),
+        float(stats.spearmanr(ranking, measured).statistic),
+        float(stats.spearmanr(ranking[even], measured[even]).statistic),
+        float(measured[ranking.argmin()] - measured.min()),
     )
 
 

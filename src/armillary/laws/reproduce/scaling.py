@@ -164,8 +164,8 @@ def _evaluate(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExtrapolationWarning)
             law = ScalingLaw(features=features).fit(X[seen], y[seen] if y.shape[1] > 1 else y[seen, 0])
-            said = law.predict(X[cut.out])
-        mean, low, high = (np.reshape(part, (-1, y.shape[1])) for part in said)
+            prediction = law.predict(X[cut.out])
+        mean, low, high = (np.reshape(part, (-1, y.shape[1])) for part in prediction)
         measured, far = y[cut.out], law.extrapolation(X[cut.out])
         errors = {
             label: 100 * float(np.abs(values / measured - 1).mean())

@@ -296,7 +296,7 @@ def _pool(
     posterior = fit.precision.reshape(groups, -1, len(widest), len(widest))
     values, vectors = np.linalg.eigh(posterior - pull[..., None] * np.eye(len(widest)))
     alone = np.einsum("gtpk,gtk,gtqk->gtpq", vectors, np.maximum(values, 1e-6), vectors)
-    told = np.einsum("gtpq,gtq->gtp", posterior, fit.parameters.reshape(shape)) - pull * mean.reshape(shape)
+    evidence = np.einsum("gtpq,gtq->gtp", posterior, fit.parameters.reshape(shape)) - pull * mean.reshape(shape)
     between = np.where(shared, np.maximum(std.reshape(shape)[:, 0] ** 2, least), np.inf)
     for _ in range(20):
         inverse = 1 / between[:, None, :, None] * np.eye(len(widest))
@@ -304,9 +304,9 @@ def _pool(
         # The information of each target on the mean, with its own parameters integrated out; the first prior is that of
         # the mean.
         known = (inverse - inverse @ covariance @ inverse).sum(1) + np.diag(1 / widest**2)
-        heard = np.einsum("gtpq,gtqr,gtr->gp", np.broadcast_to(inverse, covariance.shape), covariance, told)
-        middle = np.linalg.solve(known, (heard + centre / widest**2)[..., None])[..., 0]
-        theta = np.einsum("gtpq,gtq->gtp", covariance, told + middle[:, None] / between[:, None])
+        gathered = np.einsum("gtpq,gtqr,gtr->gp", np.broadcast_to(inverse, covariance.shape), covariance, evidence)
+        middle = np.linalg.solve(known, (gathered + centre / widest**2)[..., None])[..., 0]
+        theta = np.einsum("gtpq,gtq->gtp", covariance, evidence + middle[:, None] / between[:, None])
         spread = ((theta - middle[:, None]) ** 2 + np.einsum("gtpp->gtp", covariance)).mean(1)
         between = np.where(shared, np.clip(spread, least, np.maximum(widest**2, least)), np.inf)
     new_mean = np.where(shared, np.broadcast_to(middle[:, None], theta.shape), mean.reshape(shape))

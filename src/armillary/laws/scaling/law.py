@@ -355,9 +355,9 @@ class ScalingLaw(Estimator):
         """Predictions at three of its own runs; a law file holds them to detect code of another version."""
         require_fitted(self, "parameters_")
         points = self.log_points_[:3]
-        said = self.predict(np.exp(points))
+        predicted = self.predict(np.exp(points))
         parameters = [np.asarray(values, dtype=float) for values in self.parameters_.values()]
-        return [*said, self.variance_after(points, points[0]), self.extrapolation(np.exp(points)), *parameters]
+        return [*predicted, self.variance_after(points, points[0]), self.extrapolation(np.exp(points)), *parameters]
 
     def variance_after(self, at: Array, run: Array | None) -> Array:
         """Expected variance [m, t] of the log loss of new runs ``at`` [m, k] after also fitting ``run`` [k] (or None).
@@ -446,19 +446,19 @@ class ScalingLaw(Estimator):
         factors = self._factors(points)
         farthest = np.max(list(factors.values()), axis=0)
         row = int(farthest.argmax())
-        said = f"{row_name('X', row)} lies at " + ", ".join(
+        place = f"{row_name('X', row)} lies at " + ", ".join(
             f"{f[row]:.3g} times the largest {k}" for k, f in factors.items()
         )
         if farthest[row] > self.max_extrapolation:
             size, tokens = np.exp(self._sized(points)[row]) / np.sqrt(self.max_extrapolation)
             raise ExtrapolationError(
-                f"{said} of the runs, beyond max_extrapolation = {self.max_extrapolation:g}; add runs up to about "
+                f"{place} of the runs, beyond max_extrapolation = {self.max_extrapolation:g}; add runs up to about "
                 f"{size:.2g} parameters on {tokens:.2g} tokens"
             )
         tested = max((float(left.extrapolation.max()) for left in self.holdout_error_), default=1.0)
         if farthest[row] > max(tested, 1.0):
             warnings.warn(
-                f"{said} of the runs; leaving out its own largest runs has tested the law up to {tested:.3g} times "
+                f"{place} of the runs; leaving out its own largest runs has tested the law up to {tested:.3g} times "
                 "the compute",
                 ExtrapolationWarning,
                 stacklevel=3,
@@ -471,9 +471,9 @@ class ScalingLaw(Estimator):
         if void.any():
             row = int(np.flatnonzero(void)[0])
             size, tokens = np.exp((self._sized(points)[row] + self._sized(self.log_points_).max(0)) / 2)
-            said = ", ".join(f"{f[row]:.3g} times the largest {k}" for k, f in factors.items())
+            distances = ", ".join(f"{f[row]:.3g} times the largest {k}" for k, f in factors.items())
             raise ExtrapolationError(
-                f"{row_name('X', row)} is at {said} of the runs, which determine its loss only within a factor of "
+                f"{row_name('X', row)} is at {distances} of the runs, which determine its loss only within a factor of "
                 f"{np.exp(half[row].max()):.2g} either way; add runs of several sizes up to about {size:.2g} "
                 f"parameters on {tokens:.2g} tokens"
             )
@@ -560,13 +560,13 @@ class ScalingLaw(Estimator):
             )
         # Check the coverage on left-out runs: the 90th percentile of their errors over that of a normal variate. Runs
         # with more scatter have less weight, as in the fit.
-        said, count = np.full(targets, MISS_COUNT), np.full(targets, MISS_COUNT)
+        total, count = np.full(targets, MISS_COUNT), np.full(targets, MISS_COUNT)
         for miss, known, far, sure in runs:
             wide = np.abs(miss) / np.sqrt(known + far @ self._miss**2)
             decile = np.array([_quantile(w, v, 0.9) for w, v in zip(wide.T, sure.T, strict=True)]) / NORMAL
-            said += sure.mean(0) * decile**2
+            total += sure.mean(0) * decile**2
             count += sure.mean(0)
-        self._wide = np.sqrt(np.maximum(said / count, 1.0))
+        self._wide = np.sqrt(np.maximum(total / count, 1.0))
 
     def _scatter(self, solution: Solution, g: int, seen: Array, law: Array) -> Array:
         return np.asarray(solution.scale[g] * np.exp(solution.tilt[g] * height(law.T, seen.min(0), seen.max(0)).T))

@@ -41,9 +41,9 @@ def entry_aside(table: Table, row: int, column: str, why: str) -> dict[str, Any]
 def report_aside(path: Path, aside: Sequence[dict[str, Any]]) -> None:
     """Warn in one line about entries that were left out."""
     if aside:
-        said = [f"line {a['line']}, column '{a['column']}' is '{a['value']}' ({a['why']})" for a in aside[:SHOWN]]
+        parts = [f"line {a['line']}, column '{a['column']}' is '{a['value']}' ({a['why']})" for a in aside[:SHOWN]]
         more = f" and {len(aside) - SHOWN} more" if len(aside) > SHOWN else ""
-        warnings.warn(f"{path}: {len(aside)} left out: {'; '.join(said)}{more}", SetAsideWarning, stacklevel=3)
+        warnings.warn(f"{path}: {len(aside)} left out: {'; '.join(parts)}{more}", SetAsideWarning, stacklevel=3)
 
 
 def without_copies(table: Table) -> tuple[Table, list[dict[str, Any]]]:

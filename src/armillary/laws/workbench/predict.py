@@ -183,10 +183,10 @@ def predict(
 
 def _with_predictions(table: Table, targets: Sequence[str], prediction: Prediction, factor: Array) -> Rows:
     """The index of ``table`` (without one, all its columns except the targets) and the predictions."""
-    said = [*(name + end for name in targets for end in ("", "_low", "_high")), "extrapolation"]
-    kept = [INDEX] if INDEX in table.columns else [name for name in table.columns if name not in said]
+    added = [*(name + end for name in targets for end in ("", "_low", "_high")), "extrapolation"]
+    kept = [INDEX] if INDEX in table.columns else [name for name in table.columns if name not in added]
     values = [np.reshape(part, (len(table.rows), len(targets))) for part in prediction]
-    columns = [*kept, *said]
+    columns = [*kept, *added]
     texts = [table.text(name) for name in kept]
     rows: list[list[str | float]] = []
     for i in range(len(table.rows)):
@@ -242,9 +242,9 @@ def measured_against(path: Path, at: Path, predicted: Rows, measured: Path, size
             mean, low, high = (float(v) for v in predicted.rows[place[key]][first + 3 * t : first + 3 * t + 3])
             if np.isfinite(values[i, t]):
                 what = {"line": found.lines[i], **dict(zip(names, key, strict=True)), "loss": target}
-                said = {"predicted": mean, "low": low, "high": high, "measured": float(values[i, t])}
+                figures = {"predicted": mean, "low": low, "high": high, "measured": float(values[i, t])}
                 error = mean / float(values[i, t]) - 1
-                rows.append(what | said | {"relative_error": error, "inside": bool(low <= values[i, t] <= high)})
+                rows.append(what | figures | {"relative_error": error, "inside": bool(low <= values[i, t] <= high)})
     if not rows and any(key in place for key in keys[1]):
         why = f": {found.entry(bad[0].row, bad[0].column)}; {bad[0].remedy}" if bad else ""
         raise UsageError(f"{measured}: no row in common with {at} has a measured loss{why}")

@@ -49,8 +49,8 @@ def _read_events(file: Path, run: FoundRun, notes: list[str]) -> None:
             for value in event.summary.value:
                 _take(run, event.step, value)
     except (TornError, ValueError) as error:
-        said = error if isinstance(error, TornError) else "a record is not an event"
-        notes.append(f"{file}: torn ({said}); {count} events before it were read")
+        reason = error if isinstance(error, TornError) else "a record is not an event"
+        notes.append(f"{file}: torn ({reason}); {count} events before it were read")
     except OSError as error:
         notes.append(f"{file}: cannot be read ({error.strerror})")
 

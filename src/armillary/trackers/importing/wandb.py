@@ -62,8 +62,8 @@ def _read_log(file: Path, runs: dict[str, FoundRun], notes: list[str]) -> None:
                 for item in record.summary.update:  # before any step: it counts for what has no history
                     _take(run, ".".join(item.nested_key) or item.key, _NO_STEP, item.value_json)
     except (TornError, ValueError) as error:
-        said = error if isinstance(error, TornError) else "a record is not one of Weights & Biases"
-        notes.append(f"{file}: torn ({said}); {count} records before it were read")
+        reason = error if isinstance(error, TornError) else "a record is not one of Weights & Biases"
+        notes.append(f"{file}: torn ({reason}); {count} records before it were read")
     except OSError as error:
         notes.append(f"{file}: cannot be read ({error.strerror})")
     if known in runs:  # another attempt
