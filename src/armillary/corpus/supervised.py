@@ -1,4 +1,4 @@
-"""The order of supervised examples: whole examples packed into sequences, each once per epoch (`packing`)."""
+"""The order of supervised examples: whole examples packed into sequences, each once per epoch (see ``packing``)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SupervisedOrder:
         return cls(examples, seed=spec.seed, pad=corpus.manifest.end_of_text_id, **sizes)
 
     def batch(self, step: int) -> Batch[NDArray[Any]]:
-        """The batch of ``step``; the unused rest of a sequence is one more document, of weight 0."""
+        """The batch of ``step``; the padding of a sequence is one more document with zero weights."""
         size = (self.batch_sequences, self.context_length)
         tokens = np.full((size[0], size[1] + 1), self._pad, dtype=np.int64)
         weights, documents = np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.int64)

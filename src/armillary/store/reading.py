@@ -1,4 +1,4 @@
-"""The read-only connection to a store's database, for instance for web pages: never changes, migrates or creates it.
+"""A read-only connection to a store's database, for instance for web pages. It never changes, migrates or creates one.
 
 Each transaction opens the SQLite file again. So a deleted or replaced file is noticed, and a study that writes at the
 same time never waits. The connection waits only one second for a lock, since a reader can retry.
@@ -60,7 +60,7 @@ class ReadOnlyDatabase(Database):
             if self.file is not None:
                 self._look(self.file)
             with super().reading() as db:
-                self.known_version(db)  # a log beside the file may have changed it
+                self.known_version(db)  # SQLite's log beside the file may hold a newer version
                 if not self._columns:
                     self._learn(db)
                 yield db

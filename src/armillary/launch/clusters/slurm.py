@@ -1,7 +1,7 @@
 """Jobs on Slurm: an sbatch script, and Slurm's commands.
 
 A job is requeued by Slurm after the loss of a node, and by its supervisor after another failure or before the time
-limit. Nodes that failed too often are excluded by a new submission under the same name.
+limit. To exclude nodes that failed too often, the supervisor submits the job again under the same name.
 """
 
 from __future__ import annotations
@@ -163,19 +163,19 @@ class Slurm(Cluster):
             note = reason if state == "pending" and reason not in ("None", "") else ""
             new = Seen(state, native, word.lower(), (nodes,) if nodes else (), note)  # type: ignore[arg-type]
             old = found.get(name)
-            # A job that was submitted again under its name: the later one counts, unless only the earlier one runs.
+            # If a job was submitted again under its name, the newer one counts, unless it waits for the older one.
             if old is None or old.state == "ended" or (new.state == "running" and old.state == "pending"):
                 found[name] = new
         return found
 
     def cancel(self, task: Task, seen: Seen, now: bool) -> None:
-        """End a pending job, or a running one that is not to stop by itself."""
+        """Cancel a pending job, and a running one if ``now``; otherwise it stops by itself after a checkpoint."""
         if now or seen.state == "pending":
             call(["scancel", f"--name={task.name}", "--me"])
 
 
 def submission(place: Path, excluded: Sequence[str] = ()) -> list[str]:
-    """The command that submits the script in the folder ``place``; Slurm would expand a '%' in the log's path."""
+    """The command that submits the script in the folder ``place``; '%' is doubled, since sbatch expands it."""
     leave_out = [f"--exclude={','.join(excluded)}"] if excluded else []
     log = str(place / LOG).replace("%", "%%")
     return ["sbatch", "--parsable", f"--output={log}", *leave_out, str(place / FILE)]
@@ -185,7 +185,7 @@ def submitted(command: Sequence[str], place: Path) -> str:
     """Submit, and return Slurm's id.
 
     Raises:
-        UnreachableError: Slurm printed no id, or as ``send``.
+        UnreachableError: Slurm printed no id, or ``send`` raised it.
         ArmillaryError: Slurm refused.
     """
     output = send(command, place)
@@ -207,15 +207,15 @@ class SlurmHost(Host):
         return os.environ["SLURM_JOB_ID"]
 
     def environment(self, name: str) -> dict[str, str]:
-        """torchrun's rendezvous is at the first host."""
+        """Variables that put torchrun's rendezvous on the first host."""
         first = self.nodes()[0]
         return {"PET_RDZV_ENDPOINT": f"{_address(first)}:{rendezvous_port(name)}", FIRST: first}
 
     def restart(self, place: Path, native: str, excluded: Sequence[str]) -> bool:
         """Requeue the job, or submit it again without the excluded nodes.
 
-        Slurm does not change the excluded nodes of a job that has started, so these take a new submission. It has the
-        same name, and waits for the end of this job (``--dependency=singleton``).
+        Slurm does not change the excluded nodes of a job that has started, so excluding nodes needs a new submission.
+        It has the same name, and waits for the end of this job (``--dependency=singleton``).
         """
         if excluded:
             listed = call(["scontrol", "show", "job", "--oneliner", native]).split()

@@ -1,8 +1,8 @@
 """The tokenizer inside a GGUF file, as the files of a Hugging Face folder.
 
-Supported are the ways to split text that ``gguf.py`` writes: four of byte-level encodings, and SentencePiece's
-byte-pair encoding. For these, ``tokenizers`` gives the same tokens as llama.cpp for every text. Text is not normalized,
-because llama.cpp does not normalize it either. Any other way to split text is refused by name, since a similar one
+Supports the pre-tokenizers that ``gguf.py`` writes: four of byte-level encodings, and SentencePiece's byte-pair
+encoding. For these, ``tokenizers`` gives the same tokens as llama.cpp for every text. Text is not normalized,
+because llama.cpp does not normalize it either. Any other pre-tokenizer is refused by name, since a similar one
 would silently give other tokens.
 """
 
@@ -44,8 +44,9 @@ def tokenizer_files(
         if len(kinds) != len(tokens):
             raise ValueError(f"{len(tokens)} tokens and {len(kinds)} types")
         special = {role: int(values[f"ggml.{role}_token_id"]) for role in _ROLES if f"ggml.{role}_token_id" in values}
-        if outside := [number for number in special.values() if not 0 <= number < len(tokens)]:
-            raise ValueError(f"token {outside[0]} of {len(tokens)}")
+        if outside := [(role, number) for role, number in special.items() if not 0 <= number < len(tokens)]:
+            role, number = outside[0]
+            raise ValueError(f"ggml.{role}_token_id is {number}, and there are {len(tokens)} tokens")
         if kind == "gpt2":
             document = _byte_level(path, values, tokens, kinds, splits)
         else:
@@ -88,7 +89,7 @@ def _byte_level(
         raise UsageError(f"{path}: its tokenizer splits text as {name!r}; supported are {', '.join(splits)}")
     merges = [str(merge).split(" ") for merge in values["ggml.merges"]]
     if wrong := [merge for merge in merges if len(merge) != 2]:
-        raise ValueError(f"merge {' '.join(wrong[0])!r}")
+        raise ValueError(f"merge {' '.join(wrong[0])!r} has {len(wrong[0])} parts, not 2")
     model = _model(tokens, kinds, merges)
     return {
         **_empty(),
@@ -143,7 +144,7 @@ def _model(tokens: list[str], kinds: list[int], merges: list[list[str]]) -> dict
     if lacking := [pair for pair in merges if not {*pair, "".join(pair)} <= known]:
         raise ValueError(f"merge {' '.join(lacking[0])!r} of tokens that it lacks")
     if BYTE in kinds and kinds.count(BYTE) != 256:
-        raise ValueError(f"{kinds.count(BYTE)} tokens of single bytes")
+        raise ValueError(f"{kinds.count(BYTE)} single-byte tokens, not 256")
     return {
         **{"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None},
         **{"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False},

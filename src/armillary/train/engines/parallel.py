@@ -35,7 +35,7 @@ class ParallelEngine:
         notice: Callable[[int, str, str], None] = lambda step, found, how: None,
     ) -> None:
         self.judge = Judge()
-        self.notice = notice  # called with a fault that the engine repaired: finished steps, the finding, the repair
+        self.notice = notice  # called after a repaired fault: finished steps, fault, repair
         self.spec, self.layout, self.device, self.saver = spec, layout, device, saver
         self.described = {"ranks": layout.ranks, "layout": layout.model_dump(mode="json", exclude_defaults=True)}
         self.program = Program(spec, layout, device)
@@ -50,7 +50,7 @@ class ParallelEngine:
         for part in self.program.parts:
             part.turn_as(self.spec.during(step).model)
         loss, norm = self._gradients(batch)
-        # Reading the value would make an accelerator wait; there it is checked when the losses are fetched.
+        # Reading the value would stall an accelerator; there the loop checks the losses when it fetches them.
         if self.device.type == "cpu" and (wrong := self.judge.look(step + 1, loss.item(), norm.item())) is not None:
             loss, norm = self._gradients(batch)
             again = self.judge.look(step + 1, loss.item(), norm.item())
@@ -101,7 +101,7 @@ class ParallelEngine:
                 like = value.shape == piece.values.shape
                 if like:
                     pieces[f"{name}/{key}"] = Piece(value, piece.size, piece.offset)
-                elif not any(piece.offset):  # a count of the whole parameter, equal for all its parts
+                elif not any(piece.offset):  # state of the whole parameter, such as a step count
                     pieces |= whole({f"{name}/{key}": value})
         return {name: piece for name, piece in pieces.items() if piece.values.numel()}
 
