@@ -5,7 +5,7 @@
 - **Single** (AlignBench, Liu et al. 2023, arXiv 2311.18743): a grade from 1 to 10, next to the reference answer if the
   question has one; with dimensions, a grade for each of them and one overall.
 
-Each turn of a dialogue (MT-bench's ``turns``) is a question of its own, shown with the turns before it. Turns of one
+Each turn of a dialogue (MT-bench's ``turns``) is a separate question, shown with the turns before it. Turns of one
 dialogue are one cluster of the intervals.
 
 The result also reports how often the order alone decides (position bias), how often the judge agrees with itself on
@@ -94,7 +94,7 @@ class Question:
     """An open question, or one turn of a dialogue.
 
     Attributes:
-        category: shown with a score of its own.
+        category: scored separately as well.
         dimensions: what is graded besides the answer as a whole, unless answers are compared in pairs.
         before: the earlier turns of the dialogue.
     """

@@ -15,7 +15,7 @@ Covered if all layers are active (``sandbox_strength`` reports which are):
 Not covered:
 
 - kernel bugs. Code from a determined attacker belongs in a virtual machine;
-- a program that forges the outcome of its own checks. Program and checks share one interpreter, so a program that
+- a program that forges the result of the checks on it. Program and checks share one interpreter, so a program that
   searches the frames below it can write the proof that ``run_checked`` expects. An early exit, printed success, exit
   code 0, and source code that would swallow the checks (an open string or bracket) do not pass;
 - timing and cache side channels; CPU load below the limits;

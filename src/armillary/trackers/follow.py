@@ -138,7 +138,7 @@ class Followed:
         known.unread = 0
         if self.failed:
             self.failed, self.tries = False, 0
-            say(f"{self.work.where.tracker}: works again, and gets what it lacks")
+            say(f"{self.work.where.tracker}: works again; the missing metrics are added")
         return True
 
     def _say_failed(self, why: str) -> None:

@@ -335,7 +335,7 @@ def test_peak_rates_that_the_curves_do_not_tell_apart_are_refused_with_files_and
     folder = write_curves(tmp_path / "curves", curves)
     with pytest.raises(UsageError, match=r"100M/constant_4000\.csv: 0\.001; .*100M/cosine_4000\.csv: 0\.00112"):
         workbench.fit_anneal(folder, WARMUP)
-    # Each size may have a rate of its own, and a cosine that is sampled late has the same.
+    # Sizes may differ in their rate, and a cosine that is sampled late has the same.
     fitted = AnnealLaw(**SMALL).fit([curve("constant"), curve("cosine", peak=0.97e-3), curves[2]])
     with pytest.raises(UsageError, match=r"has a peak learning rate of 0\.002, and size 1e\+08 was fitted at 0\.001"):
         fitted.predict(curve("constant", peak=2e-3))

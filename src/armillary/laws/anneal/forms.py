@@ -92,7 +92,7 @@ def decay_kernel(theta: Array, schedule: Profile) -> tuple[Array, Array]:
 
 
 def gaps(theta: Array, schedule: Profile) -> tuple[Array, Array]:
-    """Falls of ``rate^p`` [P, k], and their derivatives by log p."""
+    """Falls of ``rate^p`` [P, k] of laws ``theta`` [P, 11], and their derivatives [P, k] by log p."""
     p = np.exp(theta[:, 9:10])
     value, slope = [], []
     for rate in (schedule.gap_begin, schedule.gap_end):
@@ -114,7 +114,7 @@ class Form:
 
     Attributes:
         kernel: sum of gaps under it.
-        centre: [11] centre of the parameters (logarithms but for the last).
+        centre: [11] centre of the parameters in the order of ``PARAMETERS`` (logarithms but for ``warmup``).
         level: [11] standard deviation of the value that all sizes share.
         slope: [11] of the change per e-fold of size.
         scatter: [11] of each size around that.
@@ -206,7 +206,14 @@ def law(form: Form, theta: Array, schedule: Profile) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Frame:
-    """The units of a joint fit: sizes [J] with their logarithms around ``centre``, peaks and losses; a rate; steps."""
+    """The units of a joint fit.
+
+    Attributes:
+        size: [J] parameters of each model. peak: [J] its highest fitted learning rate. loss: [J] its typical loss.
+        centre: mean of the logarithms of the sizes.
+        rate: the learning rate that counts as 1, at every size. unit: the number of steps that counts as 1.
+        warmup_steps: of curves that do not have their own.
+    """
 
     size: Array
     peak: Array

@@ -156,7 +156,7 @@ class AnnealLaw(Estimator):
         "bootstraps": Whole(),
         "seed": Whole(),
     }
-    # j sizes, n rows of a curve, q = 10 j standardised parameters, b draws.
+    # j sizes, n rows of a curve, q = 11 j standardised parameters, b draws.
     FITTED: ClassVar[Fields] = {
         "sizes": ("sizes_", ArrayField("s")),
         "units": (
@@ -371,7 +371,7 @@ class AnnealLaw(Estimator):
         fitted, peak = self.peak_lrs(schedule.size), float(schedule.lr.max())
         if fitted is not None and count:
             # The ratio of peak rates that some size was fitted at is known at every size.
-            ratio = max(float(np.divide(*peaks[::-1])) for s in self.sizes_ if (peaks := self.peak_lrs(s)))
+            ratio = max(peaks[1] / peaks[0] for size in self.sizes_ if (peaks := self.peak_lrs(size)) is not None)
             reach = BEYOND_RATES if np.log(ratio) > SAME_RATE else SAME_RATE
             least, most = min(fitted[0], fitted[1] / ratio), max(fitted[1], fitted[0] * ratio)
             if not least * np.exp(-reach) <= peak <= most * np.exp(reach):

@@ -47,7 +47,10 @@ class Parameter:
 
 
 def floor_share(params: Array, tokens: Array) -> Array:
-    """Prior share of the irreducible loss in the loss at log parameters and log tokens (Besiroglu et al. 2024)."""
+    """Prior share [P] of the irreducible loss in the loss, at log parameters [P] and log tokens [P].
+
+    From the law of Besiroglu et al. 2024 (arXiv 2404.10102), equation 1, refitted to Chinchilla's points.
+    """
     terms = 482.0 * np.exp(-0.348 * params) + 2085.0 * np.exp(-0.366 * tokens)
     return np.asarray(np.maximum(SHARE * 1.817 / (1.817 + terms), LEAST_SHARE))
 
