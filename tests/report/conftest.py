@@ -38,6 +38,7 @@ from armillary.report import (
     Recipe,
     RecordRow,
     ReportData,
+    Reserve,
     Sample,
     ScoreRow,
     TargetPoint,
@@ -95,6 +96,7 @@ def mixture_part(rng: np.random.Generator) -> MixturePart:
         uniform=weights(np.full(8, 1 / 8)),
         found=weights(FOUND),
         target_fit=fit("target", predicted, target, ""),
+        reserve=Reserve(8, NAMES[:2], "inside"),
     )
 
 

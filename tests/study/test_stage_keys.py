@@ -46,6 +46,7 @@ OTHER = {
     "study.mixture.tokens": (30_000, ("anneal", "ladder", "target")),
     "study.mixture.candidates": (3, ("anneal", "ladder", "target")),
     "study.mixture.confirm_seeds": (3, ("anneal", "ladder", "target")),
+    "study.mixture.reserve": (0.4, ("anneal", "ladder", "target")),
     "study.mixture.seed": (5, ("anneal", "ladder", "target")),
     "study.anneal.depth": (2, ("mixture", "ladder", "target")),
     "study.anneal.tokens": (30_000, ("mixture", "ladder", "target")),
@@ -58,7 +59,7 @@ OTHER = {
     "study.ladder.fractions": ([0.2, 0.6, 1.0], ("mixture", "anneal", "target")),
     "study.ladder.families": (["base"], ("mixture", "anneal", "target")),
     "study.ladder.seeds": (2, ("mixture", "anneal", "target")),
-    "study.match_repetition": (True, ("ladder", "target")),
+    "study.match_repetition": (False, STAGES),  # the target run of this recipe repeats no text
     "lesson": ({"questions": {"families": ["backwards"]}}, STAGES),
     **{f"trackers.{name}": ({}, STAGES) for name in ("tensorboard", "mlflow", "wandb", "trackio")},
     "budget": ("1e15flops", STAGES),  # acts through the plan

@@ -31,7 +31,9 @@ from armillary.laws.mixture import (
     into_bounds,
     optimise_mixture,
     rank_correlation,
+    refining_mixtures,
     simplex_design,
+    weights_at_ends,
 )
 from armillary.laws.scaling import (
     SCALING_FORMS,
@@ -91,9 +93,11 @@ __all__ = [
     "read_curve",
     "read_curves",
     "read_table",
+    "refining_mixtures",
     "reproduce",
     "rows_named",
     "simplex_design",
     "table",
+    "weights_at_ends",
     "workbench",
 ]

@@ -580,6 +580,13 @@ def _mixture_part(evidence: Evidence, found: MixtureOutcome) -> report.MixturePa
             spearman=found.target_spearman,
             rmse=float(np.sqrt(np.mean((predicted @ weights - measured @ weights) ** 2))),
         ),
+        reserve=report.Reserve(
+            runs=sum(one.runs for one in found.rounds),
+            beyond=list(dict.fromkeys(edge.of for one in found.rounds for edge in one.edges)),
+            stopped=found.stopped,
+        )
+        if found.rounds
+        else None,
     )
 
 

@@ -249,7 +249,13 @@ class Training(Document):
 
 
 class MixtureStudy(Document):
-    """Proxy runs over a design of mixtures; then ``candidates`` of the fitted law are run again with new seeds."""
+    """Proxy runs over a design of mixtures; then ``candidates`` of the fitted law are run again with new seeds.
+
+    The share ``reserve`` of the ``runs`` is trained after a first law: beyond the edge of the design if its optimum
+    lies there, else around the optimum.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("reserve",)
 
     depth: int = Field(default=2, ge=1)
     runs: int = Field(default=40, ge=8)
@@ -257,6 +263,7 @@ class MixtureStudy(Document):
     candidates: int = Field(default=3, ge=1)
     confirm_seeds: int = Field(default=3, ge=2)
     seed: Seed = 0
+    reserve: float = Field(default=0.2, ge=0, le=0.5)
 
 
 class AnnealStudy(Document):
@@ -313,7 +320,7 @@ class Studies(Document):
     mixture: MixtureStudy = MixtureStudy()
     anneal: AnnealStudy = AnnealStudy()
     ladder: LadderStudy = LadderStudy()
-    match_repetition: bool = False
+    match_repetition: bool = True
 
 
 class Recipe(Document):

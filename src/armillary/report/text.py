@@ -132,6 +132,27 @@ STRINGS: dict[str, tuple[str, str]] = {
         "validation domain from the mixture.",
         "{runs}（代理模型）各用 {domains}的一种配比训练；用它们拟合的规律，可由配比预测每个验证域的损失。",
     ),
+    "reserve_beyond": (
+        "{runs} of them were trained after a first fit, with more extreme weights of {domains} than before, since the "
+        "best mixture of the fit was at the edge of the tried range.",
+        "其中 {runs} 个在首次拟合之后训练：首次拟合的最优配比位于所试范围的边缘，故把 {domains} 的权重推到原范围之外。",
+    ),
+    "reserve_around": (
+        "{runs} of them were trained after a first fit, around its best mixture.",
+        "其中 {runs} 个在首次拟合之后围绕其最优配比训练。",
+    ),
+    "stopped_inside": (
+        "The best mixture of the last fit lies inside the tried range.",
+        "末次拟合的最优配比位于所试范围之内。",
+    ),
+    "stopped_limits": (
+        "The best mixture of the last fit lies at a limit of the recipe.",
+        "末次拟合的最优配比位于配方设定的限制上。",
+    ),
+    "stopped_reserve": (
+        "The best mixture of the last fit is still at the edge of the tried range.",
+        "末次拟合的最优配比仍位于所试范围的边缘。",
+    ),
     "mixtures_caption": (
         "The three mixtures: share of each domain in the training tokens.",
         "三种配比：各域在训练词元中所占份额。",

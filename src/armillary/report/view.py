@@ -94,10 +94,24 @@ class MixtureChoice:
 
 
 @dataclass(frozen=True)
+class Reserve:
+    """The last proxies of the mixture study, trained after a first fit.
+
+    ``beyond`` are the domains whose tried range they extend; without any, they surround the best mixture. ``stopped``
+    says where the best mixture lies in the end: ``inside``, at the ``limits``, or at an edge although the ``reserve``
+    was spent.
+    """
+
+    runs: int
+    beyond: Sequence[str]
+    stopped: str
+
+
+@dataclass(frozen=True)
 class MixturePart:
     """The mixture study. ``design[i][j]`` is the weight of ``domains[j]`` in run i.
 
-    ``target_fit`` is the law against the target loss itself.
+    ``target_fit`` is the law against the target loss itself. ``reserve`` is None if no proxies were kept back.
     """
 
     domains: Sequence[str]
@@ -109,6 +123,7 @@ class MixturePart:
     uniform: Mapping[str, float]
     found: Mapping[str, float]
     target_fit: DomainFit | None = None
+    reserve: Reserve | None = None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,12 @@ class Stages(Base):
             raise DamagedFileError(f"{self.database.name}: {problem}; restore the store from a backup")
         return row.content
 
+    def stage_contents(self, name: str) -> list[Any]:
+        """All outcomes of the named stage, oldest first; their journal entries are not checked."""
+        query = sa.select(schema.stages.c.content).filter_by(name=name).order_by(schema.stages.c.recorded_at)
+        with self.database.reading() as db:
+            return list(db.execute(query).scalars())
+
     def examinations(self) -> dict[str, list[tuple[str, dict[str, Any]]]]:
         """Key and row of each examination (``study.examined``), oldest first, by the run whose model was examined.
 

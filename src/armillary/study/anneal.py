@@ -19,6 +19,7 @@ from armillary.laws import AnnealLaw, Curve, HeldOutCurve, SetAsideWarning, best
 from armillary.recipe import ArmillaryError, DamagedFileError, Document, RunSpec
 from armillary.store import Store
 from armillary.study.lab import Annealing, Edge, Lab, RunSize, StageOutcome
+from armillary.study.mixture import concluded_earlier
 
 # The usual choice without a study; another is taken only if it is significantly better.
 _USUAL_SHARE = 0.2
@@ -106,17 +107,10 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
     recipe, study = lab.recipe, lab.recipe.study.anneal
     shape = lab.shape(recipe.model.family, study.depth)
     steps = lab.steps(lab.plan.tokens["anneal"])
-    size = RunSize(shape, steps, round(recipe.training.warmup_share * steps), text_share=lab.matched(steps))
-    seeds = [_SEED + i for i in range(study.seeds)]
-    specs: dict[Annealing, list[RunSpec]] = {}
-    for power in study.sharpen:
-        for curve in study.shapes:
-            for share in study.shares:
-                option = Annealing(share=share, shape=curve, sharpen=power)
-                group = [lab.annealed(size, option, mixture, seed) for seed in seeds]
-                # Limits can undo a sharpening, and with few steps two shares can coincide; the run is then the same.
-                if group[0] not in [others[0] for others in specs.values()]:
-                    specs[option] = group
+    matched = 1.0 if concluded_earlier(lab) else lab.matched(steps)
+    specs = _branches(
+        lab, RunSize(shape, steps, round(recipe.training.warmup_share * steps), text_share=matched), mixture
+    )
     every = [spec for group in specs.values() for spec in group]
     names = {option: option.name for option in specs}
     key = lab.key(every, [option.model_dump() for option in specs], recipe.training)
@@ -179,6 +173,22 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
             failed=trained.failed,
         ),
     )
+
+
+def _branches(lab: Lab, size: RunSize, mixture: dict[str, float]) -> dict[Annealing, list[RunSpec]]:
+    """The runs of each annealing of the recipe, one per seed."""
+    study = lab.recipe.study.anneal
+    seeds = [_SEED + i for i in range(study.seeds)]
+    specs: dict[Annealing, list[RunSpec]] = {}
+    for power in study.sharpen:
+        for curve in study.shapes:
+            for share in study.shares:
+                option = Annealing(share=share, shape=curve, sharpen=power)
+                group = [lab.annealed(size, option, mixture, seed) for seed in seeds]
+                # Limits can undo a sharpening, and with few steps two shares can coincide; the run is then the same.
+                if group[0] not in [others[0] for others in specs.values()]:
+                    specs[option] = group
+    return specs
 
 
 def _nearest_to_usual(options: Sequence[Annealing], order: Mapping[Annealing, object]) -> Annealing:

@@ -235,11 +235,12 @@ class Lab:
     def matched(self, steps: int) -> float:
         """The share of the text with which a run of ``steps`` steps repeats its domains as often as the target run.
 
-        1 if the recipe does not ask for it.
+        1 if the recipe does not ask for it, or if the target run repeats no domain on any allowed mixture.
         """
-        if not self.recipe.study.match_repetition:
+        target = self.steps(self.plan.tokens["target"])
+        if not self.recipe.study.match_repetition or not self.allowed().repeats(self.tokens(target)).any():
             return 1.0
-        return min(1.0, steps / self.steps(self.plan.tokens["target"]))
+        return min(1.0, steps / target)
 
     def allowed(self) -> Allowed:
         """The mixtures that the limits allow for the target run, and therefore for every run of the studies.

@@ -2,7 +2,8 @@
 
 Floors and ceilings bound the weights in every phase of a run. ``max_epochs`` bounds how often the target run repeats a
 domain over all its tokens: an annealing mixture may take more of a domain than the mixture before it, as long as both
-together stay below the bound. Small runs of the studies repeat less; they train on the mixtures allowed for the target.
+together stay below the bound. Runs of the studies train on the mixtures allowed for
+the target.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ class Allowed:
     """Bounds of the weights [d] of the training domains, in the corpus's order.
 
     ``floors`` and ``ceilings`` are the recipe's; ``by_epochs`` is the largest weight over the whole target run that
-    repeats a domain ``max_epochs`` times. It is above 1 for a domain with more text than that.
+    repeats a domain ``max_epochs`` times. It is above 1 for a domain with more text than that. ``texts`` are the
+    domains' training tokens.
     """
 
     domains: tuple[str, ...]
     floors: np.ndarray
     ceilings: np.ndarray
     by_epochs: np.ndarray
+    texts: np.ndarray
 
     @classmethod
     def of(cls, corpus: Corpus, limits: Limits, tokens: int) -> Allowed:
@@ -40,12 +43,13 @@ class Allowed:
             UsageError: the limits leave no mixture.
         """
         domains = tuple(corpus.training_domains)
-        texts = [corpus.train_tokens(domain).shape[0] for domain in domains]
+        texts = np.array([corpus.train_tokens(domain).shape[0] for domain in domains])
         found = cls(
             domains,
             floors=np.array([limits.floors.get(domain, 0.0) for domain in domains]),
             ceilings=np.array([limits.ceilings.get(domain, 1.0) for domain in domains]),
-            by_epochs=limits.max_epochs * np.array(texts, float) / tokens,
+            by_epochs=limits.max_epochs * texts / tokens,
+            texts=texts,
         )
         for i in np.flatnonzero(found.floors > found.by_epochs + _ROUNDING):
             raise UsageError(
@@ -71,6 +75,10 @@ class Allowed:
     def upper(self) -> np.ndarray:
         """Largest weights [d] of a mixture that is trained on from beginning to end."""
         return np.asarray(np.minimum(np.minimum(self.ceilings, self.by_epochs), 1.0))
+
+    def repeats(self, tokens: int) -> np.ndarray:
+        """Whether a run of ``tokens`` on some allowed mixture sees a token of the domain twice, [d] of bool."""
+        return np.asarray(self.upper * tokens > self.texts)
 
     def within(self, vector: np.ndarray) -> np.ndarray:
         """The mixture [d] itself if it is within the limits, else the one with the same proportions within them."""

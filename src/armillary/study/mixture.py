@@ -1,24 +1,36 @@
 """The mixture study: from a designed set of proxies to a significantly better mixture, or to the natural one.
 
 Proxies are trained on mixtures that fill the allowed simplex. A law from mixture to each validation loss is fitted, and
-optimised where the design supports it. The optimum of a fitted law is too optimistic, so its best few candidates are
-trained again with new seeds, together with the natural and the uniform mixture. Only these runs decide: a candidate
-must be significantly better than the natural mixture, or the natural mixture is taken.
+optimised where the design supports it. A reserve of the proxies is trained after this first law: beyond the design if
+the optimum lies at its edge, else around the optimum. The optimum of a fitted law is too optimistic, so its best few
+candidates are trained again with new seeds, together with the natural and the uniform mixture. Only these runs decide:
+a candidate must be significantly better than the natural mixture, or the natural mixture is taken.
 
 The natural and the uniform mixture are also moved into the recipe's limits, since either can become the target's.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from armillary.launch import Job
-from armillary.laws import MixtureLaw, best_of, optimise_mixture, rank_correlation, simplex_design
+from armillary.laws import (
+    MixtureLaw,
+    Optimum,
+    best_of,
+    optimise_mixture,
+    rank_correlation,
+    refining_mixtures,
+    simplex_design,
+    weights_at_ends,
+)
 from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError, counted
-from armillary.study.lab import Annealing, Edge, Lab, RunSize, StageOutcome, Trained, laws_speak_of
+from armillary.study.lab import Annealing, Edge, FailedRun, Lab, RunSize, StageOutcome, Trained, laws_speak_of
 from armillary.study.limits import Allowed
 
 # Proxies end with a decay, like the target. The annealing study decides on the decay later; this is the usual result.
@@ -29,8 +41,10 @@ _MIN_MIXTURES = 8
 _SAME = 1e-3
 # Minimum share of the designed runs for a law.
 _ENOUGH = 0.75
-# A weight this near to an end of the tried range counts as at the end.
-_EDGE = 1e-3
+# A weight that the limits changed by less is unchanged.
+_MOVED = 1e-6
+# The reserve is trained in this many rounds, each after a new fit.
+_ROUNDS = 2
 NATURAL, UNIFORM = "natural", "uniform"
 
 
@@ -50,6 +64,16 @@ class Candidate(Document):
     losses: dict[str, float] = {}  # noqa: RUF012 (pydantic copies it)
 
 
+class Round(Document):
+    """``runs`` proxies of the reserve, trained after a fit.
+
+    They lie beyond the ``edges`` of the design that the fit's optimum touched, or around it if it touched none.
+    """
+
+    runs: int
+    edges: list[Edge]
+
+
 class MixtureOutcome(StageOutcome):
     """The outcome of the mixture study.
 
@@ -61,6 +85,10 @@ class MixtureOutcome(StageOutcome):
     each mixture that the limits changed. ``lower`` and ``upper`` [d] are the limits of a weight. If the chosen mixture
     was not compared, ``reason`` says why, and ``difference``, ``low`` and ``high`` are 0. ``edges`` are the weights of
     the best candidate at an end of the tried range.
+
+    ``rounds`` describes the runs of the reserve. ``stopped`` says why no more proxies were trained: the optimum lies
+    ``inside`` the tried range, at the recipe's ``limits``, or still at the edge when the ``reserve`` was spent. It is
+    empty in an outcome of an earlier version.
     """
 
     training_domains: list[str]
@@ -91,6 +119,8 @@ class MixtureOutcome(StageOutcome):
     lower: list[float] = []  # noqa: RUF012
     upper: list[float] = []  # noqa: RUF012
     edges: list[Edge] = []  # noqa: RUF012
+    rounds: list[Round] = []  # noqa: RUF012
+    stopped: Literal["", "inside", "limits", "reserve"] = ""
 
     @property
     def study_runs(self) -> dict[str, list[str]]:
@@ -112,6 +142,40 @@ class _Choice:
     reason: str = ""
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """A law of the proxies so far, and its best mixtures."""
+
+    law: MixtureLaw
+    optima: list[Optimum]
+
+
+class _Proxies:
+    """The proxies of the study with a result: ``mixtures`` [n, d], ``losses`` [n, v] and ``runs`` in one order."""
+
+    def __init__(self, lab: Lab, mixtures: Sequence[np.ndarray], specs: Sequence[RunSpec]) -> None:
+        self._lab = lab
+        self.mixtures = np.empty((0, len(lab.corpus.training_domains)))
+        self.losses = np.empty((0, len(lab.corpus.domains)))
+        self.runs: list[str] = []
+        self.failed: list[FailedRun] = []
+        self._trained = 0
+        self.train(mixtures, specs)
+
+    def train(self, mixtures: Sequence[np.ndarray], specs: Sequence[RunSpec]) -> None:
+        """Train one more run on each of ``mixtures``; those with a result are added."""
+        arms = {spec.id: f"mixture {number}" for number, spec in enumerate(specs, self._trained + 1)}
+        self._trained += len(specs)
+        trained = self._lab.train("mixture", [Job(spec) for spec in specs], arms)
+        self.failed += trained.failed
+        for mixture, spec in zip(mixtures, specs, strict=True):
+            if spec.id in trained.results and spec.id not in self.runs:
+                loss = trained.results[spec.id].loss
+                self.mixtures = np.vstack([self.mixtures, mixture])
+                self.losses = np.vstack([self.losses, [loss[domain] for domain in self._lab.corpus.domains]])
+                self.runs.append(spec.id)
+
+
 def mixture_study(lab: Lab) -> MixtureOutcome:
     """Run the study, or return its recorded outcome.
 
@@ -127,66 +191,63 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
         UNIFORM: np.full(len(allowed.domains), 1 / len(allowed.domains)),
     }
     references = {name: allowed.within(vector) for name, vector in plain.items()}
-    design = simplex_design(
-        lab.plan.mixture_runs, allowed.lower, allowed.upper, centre=references[NATURAL], seed=study.seed
-    )
-    _refuse_few(design, lab)
-
-    shape = lab.shape(recipe.model.family, study.depth)
-    steps = lab.steps(lab.plan.tokens["mixture"])
-    size = RunSize(shape, steps, round(recipe.training.warmup_share * steps), text_share=lab.matched(steps))
-
-    def proxy(vector: np.ndarray, seed: int) -> RunSpec:
-        return lab.annealed(size, PROXY_ANNEALING, lab.named(vector), seed)
-
-    specs = [proxy(row, study.seed) for row in design]
+    every = _design(lab)
+    _refuse_few(every, lab)
+    size = _size(lab, lab.matched(lab.steps(lab.plan.tokens["mixture"])))
+    reserve = round(study.reserve * len(every))
+    if concluded_earlier(lab):
+        size, reserve = replace(size, text_share=1.0), 0
+    while reserve and _different(every[: len(every) - reserve]) < _MIN_MIXTURES:
+        reserve -= 1
+    design = every[: len(every) - reserve]
+    specs = [_proxy(lab, size, row, study.seed) for row in design]
     limits = [allowed.lower.tolist(), allowed.upper.tolist(), lab.named(references[NATURAL])]
-    key = lab.key(specs, limits, recipe.training, study.candidates, study.confirm_seeds, study.seed)
+    spent_later = [reserve] if reserve else []  # the keys of studies without a reserve stay those of earlier versions
+    key = lab.key(specs, limits, recipe.training, study.candidates, study.confirm_seeds, study.seed, *spent_later)
     known = lab.stored("mixture", key, MixtureOutcome)
     if known is not None:
         return known
 
-    arms = {spec.id: f"mixture {number}" for number, spec in enumerate(specs, 1)}
-    trained = lab.train("mixture", [Job(spec) for spec in specs], arms)
-    good = [i for i, spec in enumerate(specs) if spec.id in trained.results]
-    X = design[good]
-    if len(good) < _ENOUGH * len(specs) or _different(X) < _MIN_MIXTURES:
-        raise ArmillaryError(
-            f"mixture: {len(good)} of {len(specs)} runs have a result, too few for a law; first cause: "
-            f"{trained.failed[0]}; the same command retries runs with a transient cause"
-        )
-    Y = np.array([[trained.results[specs[i].id].loss[d] for d in corpus.domains] for i in good])
-    lab.progress("mixture law", 0, 1, "fitting")
     weights = np.array([recipe.target_weights.get(domain, 0.0) for domain in corpus.domains])
-    try:
-        with laws_speak_of(
-            [f"run {specs[i].id}" for i in good], corpus.domains, lambda message: lab.say(f"mixture: {message}")
-        ):
-            law = MixtureLaw(seed=study.seed).fit(X, Y)
-        optima = optimise_mixture(
-            law,
-            weights,
-            upper=allowed.upper,
-            lower=allowed.lower,
-            support=X,
-            references=references,
-            candidates=study.candidates,
-            seed=study.seed,
+    proxies = _Proxies(lab, list(design), specs)
+    if len(proxies.mixtures) < _ENOUGH * len(specs) or _different(proxies.mixtures) < _MIN_MIXTURES:
+        raise ArmillaryError(
+            f"mixture: {len(proxies.runs)} of {len(specs)} runs have a result, too few for a law; first cause: "
+            f"{proxies.failed[0]}; the same command retries runs with a transient cause"
         )
-    except UsageError as error:  # not the user's input: the runs do not suit a law
-        raise ArmillaryError(f"mixture: no law can be fitted to its {counted(len(good), 'run')}: {error}") from error
-    lab.progress("mixture law", 1, 1, "fitted")
+    fit = _fit(lab, proxies, weights, allowed, references)
+    rounds: list[Round] = []
+    while reserve:
+        tried, best = proxies.mixtures, fit.optima[0].weights
+        count = math.ceil(reserve / (_ROUNDS - len(rounds)))
+        found = [edge for edge in _edges(best, tried, allowed) if edge.by == "tried"]
+        lab.say(
+            f"mixture: {counted(count, 'further run')} "
+            + (f"beyond the design in {', '.join(edge.of for edge in found)}" if found else "around the best mixture")
+        )
+        further = [
+            allowed.within(row)
+            for row in refining_mixtures(
+                best, tried, allowed.lower, allowed.upper, count=count, seed=study.seed + len(rounds)
+            )
+        ]
+        proxies.train(further, [_proxy(lab, size, row, study.seed) for row in further])
+        rounds.append(Round(runs=count, edges=found))
+        reserve -= count
+        fit = _fit(lab, proxies, weights, allowed, references)
+    law, optima = fit.law, fit.optima
+    X, Y = proxies.mixtures, proxies.losses
 
     mixtures = {f"candidate {i + 1}": allowed.within(optimum.weights) for i, optimum in enumerate(optima)} | references
     seeds = [_CONFIRM_SEED + i for i in range(study.confirm_seeds)]
-    confirm = {name: [proxy(vector, seed) for seed in seeds] for name, vector in mixtures.items()}
+    confirm = {name: [_proxy(lab, size, vector, seed) for seed in seeds] for name, vector in mixtures.items()}
     # Two arms can have the same mixture, such as a uniform natural mixture; the runs then belong to the first arm.
     owners = {spec.id: name for name, group in reversed(confirm.items()) for spec in group}
-    again = lab.train("mixture-confirm", [Job(spec) for group in confirm.values() for spec in group], owners)
+    confirmed = lab.train("mixture-confirm", [Job(spec) for group in confirm.values() for spec in group], owners)
     candidates, rows = [], []
     for name, vector in mixtures.items():
         predicted = law.target(vector[None, :], weights)
-        done = [again.results[spec.id] for spec in confirm[name] if spec.id in again.results]
+        done = [confirmed.results[spec.id] for spec in confirm[name] if spec.id in confirmed.results]
         rows.append(np.array([[result.loss[d] for d in corpus.domains] for result in done]))
         candidates.append(
             Candidate(
@@ -200,7 +261,8 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
                 losses={result.run: lab.target_loss(result) for result in done},
             )
         )
-    choice = _choose(candidates, confirm, again)
+    choice = _choose(candidates, confirm, confirmed)
+    edges = _edges(mixtures["candidate 1"], X, allowed)
     held = law.held_out_
     repeated = [values for values in rows if len(values) > 1]
     return lab.conclude(
@@ -209,7 +271,7 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
         MixtureOutcome(
             training_domains=list(corpus.training_domains),
             domains=list(corpus.domains),
-            tokens=lab.tokens(steps),
+            tokens=lab.tokens(size.steps),
             design=X.tolist(),
             losses=Y.tolist(),
             held_out=held.predicted.tolist(),
@@ -229,19 +291,87 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
             found=lab.named(mixtures[choice.taken]),
             noise=_noise(repeated, len(corpus.domains)).tolist(),
             target_noise=float(_noise([values @ weights[:, None] for values in repeated], 1)[0]),
-            runs=[specs[i].id for i in good],
+            runs=proxies.runs,
             reason=choice.reason,
             adjusted={
                 name: lab.named(vector)
                 for name, vector in plain.items()
-                if np.abs(vector - references[name]).max() > _EDGE / 1000
+                if np.abs(vector - references[name]).max() > _MOVED
             },
             lower=allowed.lower.tolist(),
             upper=allowed.upper.tolist(),
-            edges=_edges(mixtures["candidate 1"], X, allowed),
-            failed=[*trained.failed, *again.failed],
+            edges=edges,
+            rounds=rounds,
+            stopped=_stopped(edges),
+            failed=[*proxies.failed, *confirmed.failed],
         ),
     )
+
+
+def concluded_earlier(lab: Lab) -> bool:
+    """Whether a version without reserve and matched repetition concluded this study, and the recipe sets neither.
+
+    Such a study stays as it is: its runs and those that follow from it would otherwise be trained again.
+    """
+    recipe, study = lab.recipe, lab.recipe.study.mixture
+    if "reserve" in study.model_fields_set or "match_repetition" in recipe.study.model_fields_set:
+        return False
+    concluded = [set(content["runs"]) for content in lab.store.stage_contents("mixture") if not content.get("stopped")]
+    if not concluded:
+        return False
+    runs = {spec.id for spec in (_proxy(lab, _size(lab, 1.0), row, study.seed) for row in _design(lab))}
+    return any(done <= runs for done in concluded)
+
+
+def _design(lab: Lab) -> np.ndarray:
+    """The mixtures [n, d] of all planned proxies; a reserve replaces the last of them."""
+    allowed = lab.allowed()
+    natural = allowed.within(lab.vector(lab.corpus.natural_mixture()))
+    seed = lab.recipe.study.mixture.seed
+    return simplex_design(lab.plan.mixture_runs, allowed.lower, allowed.upper, centre=natural, seed=seed)
+
+
+def _size(lab: Lab, text_share: float) -> RunSize:
+    shape = lab.shape(lab.recipe.model.family, lab.recipe.study.mixture.depth)
+    steps = lab.steps(lab.plan.tokens["mixture"])
+    return RunSize(shape, steps, round(lab.recipe.training.warmup_share * steps), text_share=text_share)
+
+
+def _proxy(lab: Lab, size: RunSize, mixture: np.ndarray, seed: int) -> RunSpec:
+    return lab.annealed(size, PROXY_ANNEALING, lab.named(mixture), seed)
+
+
+def _fit(
+    lab: Lab, proxies: _Proxies, weights: np.ndarray, allowed: Allowed, references: Mapping[str, np.ndarray]
+) -> _Fit:
+    """Fit the law to the proxies, and optimise the target of these weights [v] within the limits.
+
+    Raises:
+        ArmillaryError: the runs do not suit a law.
+    """
+    study = lab.recipe.study.mixture
+    lab.progress("mixture law", 0, 1, "fitting")
+    try:
+        with laws_speak_of(
+            [f"run {run}" for run in proxies.runs], lab.corpus.domains, lambda message: lab.say(f"mixture: {message}")
+        ):
+            law = MixtureLaw(seed=study.seed).fit(proxies.mixtures, proxies.losses)
+        optima = optimise_mixture(
+            law,
+            weights,
+            upper=allowed.upper,
+            lower=allowed.lower,
+            support=proxies.mixtures,
+            references=references,
+            candidates=study.candidates,
+            seed=study.seed,
+        )
+    except UsageError as error:  # not the user's input: the runs do not suit a law
+        raise ArmillaryError(
+            f"mixture: no law can be fitted to its {counted(len(proxies.runs), 'run')}: {error}"
+        ) from error
+    lab.progress("mixture law", 1, 1, "fitted")
+    return _Fit(law, optima)
 
 
 def _refuse_few(design: np.ndarray, lab: Lab) -> None:
@@ -267,7 +397,7 @@ def _different(mixtures: np.ndarray) -> int:
     return len(distinct)
 
 
-def _choose(candidates: Sequence[Candidate], confirm: Mapping[str, Sequence[RunSpec]], again: Trained) -> _Choice:
+def _choose(candidates: Sequence[Candidate], confirm: Mapping[str, Sequence[RunSpec]], trained: Trained) -> _Choice:
     """The mixture to take, among arms with a result for every seed.
 
     Without the natural mixture's runs, no candidate can be shown to be better. The natural mixture is still taken,
@@ -277,8 +407,8 @@ def _choose(candidates: Sequence[Candidate], confirm: Mapping[str, Sequence[RunS
         ArmillaryError: every arm has diverged, or has no result for another permanent cause.
     """
     # The uniform mixture is only measured for comparison; the choice is between the law's mixtures and the natural one.
-    complete = {c.name: c.measured for c in candidates if c.name != UNIFORM and again.complete(confirm[c.name])}
-    lost = ", ".join(f"{row.arm} seed {row.seed}" for row in again.failed)
+    complete = {c.name: c.measured for c in candidates if c.name != UNIFORM and trained.complete(confirm[c.name])}
+    lost = ", ".join(f"{row.arm} seed {row.seed}" for row in trained.failed)
     if NATURAL in complete and len(complete) > 1:
         choice = best_of(complete, reference=NATURAL)
         mean, low, high = (float(part) for part in choice.difference)
@@ -286,7 +416,7 @@ def _choose(candidates: Sequence[Candidate], confirm: Mapping[str, Sequence[RunS
         return _Choice(taken, mean, low, high, choice.significant)
     if NATURAL in complete:
         return _Choice(NATURAL, reason=f"no candidate has all its runs ({lost}), so the natural mixture is used")
-    if again.may_pass(confirm[NATURAL]):
+    if trained.may_pass(confirm[NATURAL]):
         return _Choice(
             NATURAL,
             reason=f"the natural mixture lacks some runs ({lost}), so nothing can be compared with it; it is used "
@@ -300,26 +430,23 @@ def _choose(candidates: Sequence[Candidate], confirm: Mapping[str, Sequence[RunS
         )
     raise ArmillaryError(
         f"mixture: neither the natural mixture nor a candidate has all its runs; first cause: "
-        f"{again.failed[0]}; a lower training.lr may help if runs diverge"
+        f"{trained.failed[0]}; a lower training.lr may help if runs diverge"
     )
 
 
 def _edges(best: np.ndarray, design: np.ndarray, allowed: Allowed) -> list[Edge]:
-    """The weights of the law's best mixture at an end of the tried range, or at a limit.
+    """The weights of the law's best mixture at an end of the tried range, or at a limit."""
+    return [
+        Edge(of=allowed.domains[at.domain], value=float(best[at.domain]), end=at.end, by=at.by)
+        for at in weights_at_ends(best, design, allowed.lower, allowed.upper)
+    ]
 
-    A weight of 0 does not count, since no weight is smaller.
-    """
-    edges = []
-    ends = {"low": (design.min(0), allowed.lower, 1), "high": (design.max(0), allowed.upper, -1)}
-    for end, (tried, limit, inward) in ends.items():
-        for i, domain in enumerate(allowed.domains):
-            natural_end = limit[i] <= _EDGE if end == "low" else limit[i] >= 1 - _EDGE
-            if inward * (best[i] - limit[i]) <= _EDGE:
-                if not natural_end:
-                    edges.append(Edge(of=domain, value=float(best[i]), end=end, by="limits"))
-            elif inward * (best[i] - tried[i]) <= _EDGE:
-                edges.append(Edge(of=domain, value=float(best[i]), end=end, by="tried"))
-    return edges
+
+def _stopped(edges: Sequence[Edge]) -> Literal["inside", "limits", "reserve"]:
+    """Why the study trains no further proxies, by the edges of the last fit."""
+    if not edges:
+        return "inside"
+    return "reserve" if any(edge.by == "tried" for edge in edges) else "limits"
 
 
 def _noise(groups: Sequence[np.ndarray], columns: int) -> np.ndarray:

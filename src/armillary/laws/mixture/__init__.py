@@ -3,14 +3,18 @@
 from armillary.laws.mixture.design import into_bounds, simplex_design
 from armillary.laws.mixture.law import HeldOut, MixtureLaw, rank_correlation
 from armillary.laws.mixture.optimise import Optimum, epoch_ceilings, optimise_mixture
+from armillary.laws.mixture.refine import WeightAtEnd, refining_mixtures, weights_at_ends
 
 __all__ = [
     "HeldOut",
     "MixtureLaw",
     "Optimum",
+    "WeightAtEnd",
     "epoch_ceilings",
     "into_bounds",
     "optimise_mixture",
     "rank_correlation",
+    "refining_mixtures",
     "simplex_design",
+    "weights_at_ends",
 ]
