@@ -6,17 +6,22 @@ import importlib.util
 import io
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 
-from armillary.model import ConvertOptions, Transformer, convert, export_hf
-from armillary.model.weights.sentencepiece import of_document, of_model
-from armillary.recipe import ModelShape, UsageError
+from armillary.generate import BackendOptions, open_backend
+from armillary.model import ConvertOptions, Transformer, convert, export_hf, open_model
+from armillary.model.weights.convert import _sample
+from armillary.model.weights.sentencepiece import of_document, of_folder, of_model
+from armillary.model.weights.source import InMemory
+from armillary.model.weights.telechat2 import export_telechat2
+from armillary.recipe import ModelShape, RopeScaling, UsageError
 
 spm = pytest.importorskip("sentencepiece", reason="pip install sentencepiece")
 pytest.importorskip("gguf", reason="needs the extra llamacpp")
@@ -102,8 +107,6 @@ def in_llamacpp(
     model: bytes | None, document: dict[str, Any] | None, folder: Path, tokenizer_file: Path
 ) -> Iterator[Any]:
     """llama.cpp with a model whose folder has this ``tokenizer.model`` and ``tokenizer.json``."""
-    from armillary.generate import BackendOptions, open_backend
-
     built = Transformer(ModelShape(**SIZES, vocab_size=604))
     built.init_weights(0)
     export_hf(built, folder / "hf", tokenizer_file=tokenizer_file, end_token="<|end|>", context_length=512)
@@ -237,3 +240,114 @@ def test_a_torn_model_is_named(length: int, model: bytes, tmp_path: Path) -> Non
     path.write_bytes(model[:length])
     with pytest.raises(UsageError, match=r"tokenizer\.model"):
         of_model(path, 604)
+
+
+ROLES = ["<_start>", "<_end>", "<_pad>", "<_user>", "<_bot>"]
+CONFIG = {
+    "tokenizer_class": "TelechatTokenizer",
+    "auto_map": {"AutoTokenizer": ["tokenization_telechat2.TelechatTokenizer", None]},
+    "add_bos_token": False,
+    "bos_token": {"content": "<_start>"},
+    "eos_token": "<_end>",
+    "added_tokens_decoder": {"602": {"content": "<tool>", "special": False}},
+}
+
+
+@pytest.fixture(scope="module")
+def release() -> bytes:
+    """A model with control pieces for the roles, as TeleChat2 has them."""
+    return trained(control_symbols=ROLES)
+
+
+def telechat2(folder: Path, data: bytes, config: Mapping[str, Any] = CONFIG) -> Path:
+    """A release of TeleChat2 with random weights, whose tokenizer is ``data`` and code."""
+    scaling = RopeScaling(kind="telechat2", original_length=64, base_length=64)
+    built = Transformer(ModelShape(**SIZES, vocab_size=604, biases=("out", "down"), rope_scaling=scaling))
+    built.init_weights(0)
+    written = export_telechat2(InMemory(built), torch.float32)
+    folder = folder / "release"
+    folder.mkdir()
+    written.write(folder, written.tensors, lambda size: None)
+    (folder / "config.json").write_text(json.dumps(written.documents["config.json"]))
+    (folder / "tokenizer.model").write_bytes(data)
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "tokenization_telechat2.py").write_text("raise SystemExit\n")
+    return folder
+
+
+def test_a_tokenizer_model_alone_serves_every_engine(release: bytes, tmp_path: Path) -> None:
+    source = telechat2(tmp_path, release)
+    processor = spm.SentencePieceProcessor(model_proto=release)
+    backend = open_backend(str(source))
+    for text in random_texts(100):
+        assert backend.text.encode(text, True) == processor.encode(text), repr(text)  # type: ignore[attr-defined]
+    identity = backend.identity
+    backend.close()
+    (source / "tokenizer.model").write_bytes(trained(control_symbols=[*ROLES, "<_other>"]))
+    assert open_backend(str(source)).identity != identity, "the tokenizer is part of the model"
+    assert len(_sample(open_model(source))) == 2, "a check reads a text"
+
+
+def test_transformers_loads_the_tokenizer_of_a_release_without_its_code(release: bytes, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    source = telechat2(tmp_path, release)
+    convert(source, tmp_path / "hf", ConvertOptions("huggingface", check=True))
+    assert not list((tmp_path / "hf").glob("*.py"))
+    processor = spm.SentencePieceProcessor(model_proto=release)
+    loaded = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    for text in random_texts(100):
+        expected = processor.encode(text)
+        assert loaded.encode(text, add_special_tokens=False) == expected, repr(text)
+        assert loaded.decode(expected) == processor.decode(expected), repr(text)
+    assert loaded.encode("<_user><tool>", add_special_tokens=False) == [processor.piece_to_id("<_user>"), 602]
+    assert loaded.eos_token_id == processor.piece_to_id("<_end>")
+    convert(source, tmp_path / "again", ConvertOptions("telechat2"))
+    for name in ("tokenizer.model", "tokenizer_config.json", "tokenization_telechat2.py"):
+        assert (tmp_path / "again" / name).read_bytes() == (source / name).read_bytes(), "as given"
+
+
+@pytest.mark.skipif(WITHOUT_LLAMACPP, reason="needs the extra llamacpp")
+def test_llamacpp_reads_the_tokenizer_of_a_release(release: bytes, tmp_path: Path) -> None:
+    source = telechat2(tmp_path, release, {**CONFIG, "add_bos_token": True})
+    convert(source, tmp_path / "model.gguf", ConvertOptions("gguf"))
+    processor = spm.SentencePieceProcessor(model_proto=release)
+    backend = open_backend(str(tmp_path / "model.gguf"), BackendOptions(threads=1))
+    for text in random_texts(100):
+        assert backend.tokenize(text) == processor.encode(text), repr(text)  # type: ignore[attr-defined]
+    backend.close()
+    convert(tmp_path / "model.gguf", tmp_path / "back", ConvertOptions("huggingface"))
+    back = Tokenizer.from_file(str(tmp_path / "back" / "tokenizer.json"))
+    start = processor.piece_to_id("<_start>")
+    assert back.encode("one two").ids == [start, *processor.encode("one two")]
+    assert back.token_to_id("<tool>") == 602
+
+
+@pytest.mark.parametrize(
+    ("changed", "config", "said"),
+    [
+        ({"model_type": "unigram", "vocab_size": 370}, CONFIG, "not a byte-pair encoding"),
+        ({}, {**CONFIG, "add_eos_token": True}, "add_eos_token"),
+        ({}, {**CONFIG, "add_bos_token": True, "bos_token": "<none>"}, "bos_token is '<none>'"),
+        ({}, {**CONFIG, "added_tokens_decoder": {"602": "tool"}}, "added tokens cannot be read"),
+        ({}, {**CONFIG, "added_tokens_decoder": {"-1": {"content": "tool"}}}, "an added token has the number -1"),
+    ],
+)
+def test_a_tokenizer_model_that_would_be_read_otherwise_is_reported_and_left_as_given(
+    changed: dict[str, Any], config: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    source = telechat2(tmp_path, trained(control_symbols=ROLES, **changed), config)
+    found = convert(source, tmp_path / "hf", ConvertOptions("huggingface"))
+    assert found.no_tokenizer is not None and said in found.no_tokenizer and str(source) in found.no_tokenizer
+    assert not (tmp_path / "hf" / "tokenizer.json").exists()
+    assert (tmp_path / "hf" / "tokenization_telechat2.py").is_file()
+    with pytest.raises(UsageError, match=said):
+        open_backend(str(source))
+
+
+def test_added_tokens_extend_a_tokenizer_model(release: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(release)
+    (tmp_path / "added_tokens.json").write_text('{"<extra>": 605}')
+    found = of_folder(tmp_path)
+    assert len(found.pieces) == 606 and found.pieces[605] == "<extra>" and found.kinds[604:] == [5, 4]
+    with pytest.raises(UsageError, match="has token 605, but the model has only 604"):
+        of_folder(tmp_path, 604)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from armillary.corpus import Corpus, held_out_texts, training_texts
 from armillary.evaluate.intervals import Interval, mean_interval
 from armillary.evaluate.paired import sign_flip_test
-from armillary.model import Source, build
+from armillary.model import Source, build, read_tokenizer
 from armillary.recipe import UsageError
 
 # Windows of a domain, at most.
@@ -61,7 +61,7 @@ def compare_losses(
     long as the context of ``before`` (at most 512 tokens), and at most ``WINDOWS`` of each domain.
 
     Raises:
-        UsageError: a model has no ``tokenizer.json`` and fewer tokens than the corpus, or no domain has a window.
+        UsageError: a model has no tokenizer and fewer tokens than the corpus, or no domain has a window.
     """
     length = min(before.context_length or 512, 512)
     sets = {name: _windows(before, corpus, name, length) for name in corpus.domains}
@@ -122,15 +122,15 @@ def _own_tokenizer(source: Source, corpus: Corpus) -> Tokenizer | None:
     """The tokenizer of ``source``; None if the tokens of the corpus are its own.
 
     Raises:
-        UsageError: it has none, and fewer tokens than the corpus.
+        UsageError: it cannot be read, or there is none, and the model has fewer tokens than the corpus.
     """
-    path = source.folder / "tokenizer.json"
-    own = Tokenizer.from_file(str(path)) if path.is_file() else None
+    text = source.tokenizer_text()
+    own = None if text is None else read_tokenizer(source.folder, text)
     if own is not None and own.get_vocab() != corpus.tokenizer().get_vocab():
         return own
     if corpus.vocab_size > source.shape.vocab_size:
         raise UsageError(
-            f"{source.folder}: has {source.shape.vocab_size} tokens and no tokenizer.json, but the corpus has "
+            f"{source.folder}: has {source.shape.vocab_size} tokens and no tokenizer, but the corpus has "
             f"{corpus.vocab_size} tokens; give a model with its tokenizer"
         )
     return None

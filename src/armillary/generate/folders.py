@@ -14,7 +14,7 @@ def _recognises(target: str) -> bool:
     folder = Path(target)
     if is_run(folder):
         return True
-    if not (folder / "tokenizer.json").is_file():
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         return False
     if (folder / "armillary.json").is_file():
         return True

@@ -77,7 +77,7 @@ class NativeBackend(InProcess):
     def from_folder(
         cls, folder: Path, *, device: str | None = None, batch_size: int = BATCH_SIZE, context: int | None = None
     ) -> NativeBackend:
-        """The backend of a published model, or another folder that ``open_model`` reads, with a ``tokenizer.json``.
+        """The backend of a published model, or another folder that ``open_model`` reads, with its tokenizer.
 
         ``device`` is PyTorch's name of a device; None takes the accelerator if there is one.
 
@@ -453,8 +453,11 @@ def find_device(name: str | None) -> torch.device:
 def _hash(folder: Path) -> str:
     """SHA-256 over names and content of the files that determine the answers."""
     digest = hashlib.sha256()
+    suffixes = [".safetensors", ".json", ".jinja"]
+    if not (folder / "tokenizer.json").exists():
+        suffixes.append(".model")
     for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".json", ".jinja") and path.name != "lineage.json":
+        if path.suffix in suffixes and path.name != "lineage.json":
             with open(path, "rb") as file:
                 digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from armillary.generate.backend import Message
 from armillary.generate.chat import ChatTemplate, read_template
-from armillary.recipe import UsageError
+from armillary.recipe import ArmillaryError, UsageError
 
 _TORN = "\ufffd"  # the decoded form of an incomplete character
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte, in vocabularies that have a token for each
@@ -53,14 +53,21 @@ class ModelText:
         """Read from a Hugging Face folder.
 
         Raises:
-            UsageError: no tokenizer.json, or a file that cannot be read.
+            UsageError: no tokenizer.json or tokenizer.model, or a file that cannot be read.
         """
         path = folder / "tokenizer.json"
         try:
-            tokenizer = Tokenizer.from_file(str(path))
+            if not path.exists() and (folder / "tokenizer.model").is_file():
+                from armillary.model import tokenizer_text  # not where a server tokenizes
+
+                tokenizer = Tokenizer.from_str(tokenizer_text(folder) or "")
+            else:
+                tokenizer = Tokenizer.from_file(str(path))
+        except ArmillaryError:
+            raise
         except Exception as error:  # the library raises a plain Exception
             raise UsageError(
-                f"{path}: cannot be read as a tokenizer ({error}); the folder needs the tokenizer.json of its model"
+                f"{path}: cannot be read as a tokenizer ({error}); the folder needs the tokenizer of its model"
             ) from error
         config = _read(folder / "tokenizer_config.json")
         named = {}

@@ -32,9 +32,11 @@ from armillary.model.weights import (
     load_weights,
     open_model,
     read_shape,
+    read_tokenizer,
     replace_folder,
     save_tensors,
     save_weights,
+    tokenizer_text,
 )
 from armillary.model.width import orthogonalised, width_factors
 
@@ -89,6 +91,7 @@ __all__ = [
     "preference_sums",
     "prepare",
     "read_shape",
+    "read_tokenizer",
     "reduce_logits",
     "replace_folder",
     "rotary_tables",
@@ -96,6 +99,7 @@ __all__ = [
     "save_weights",
     "set_batch_weight",
     "slots_for",
+    "tokenizer_text",
     "visible",
     "width_factors",
     "without_ignored",

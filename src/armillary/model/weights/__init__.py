@@ -7,6 +7,7 @@ from armillary.model.weights.native import check_weights, load_weights, save_wei
 from armillary.model.weights.opening import open_model
 from armillary.model.weights.source import Source, build
 from armillary.model.weights.telechat2 import is_telechat2
+from armillary.model.weights.tokenizer_json import read_tokenizer, tokenizer_text
 
 __all__ = [
     "ConvertOptions",
@@ -21,7 +22,9 @@ __all__ = [
     "load_weights",
     "open_model",
     "read_shape",
+    "read_tokenizer",
     "replace_folder",
     "save_tensors",
     "save_weights",
+    "tokenizer_text",
 ]

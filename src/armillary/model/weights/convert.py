@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from armillary.files import HOST, aside, sync
@@ -33,8 +32,10 @@ from armillary.model.weights.native import export_native
 from armillary.model.weights.opening import open_model
 from armillary.model.weights.quantized import BITS
 from armillary.model.weights.scaled import scaled
+from armillary.model.weights.sentencepiece import tokenizer_config
 from armillary.model.weights.source import Export, Source, build
 from armillary.model.weights.telechat2 import export_telechat2
+from armillary.model.weights.tokenizer_json import as_text, model_text, read_tokenizer
 from armillary.recipe import ArmillaryError, UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -149,6 +150,8 @@ def convert(
         raise UsageError(f"{dst}: is a single file, which cannot contain a card; give the name of a folder")
     with new_path(dst, total, single) as folder:
         carried, no_tokenizer = ([], None) if single else _carry(src, source, folder)
+        if options.to == "huggingface" and no_tokenizer is None:
+            carried, no_tokenizer = _without_code(source, folder, carried)
         for name, document in export.documents.items():
             if name not in carried:
                 text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
@@ -264,6 +267,35 @@ def _carry(src: Path, source: Source, folder: Path) -> tuple[list[str], str | No
     return _copy(src.parent, folder), None
 
 
+def _without_code(source: Source, folder: Path, carried: list[str]) -> tuple[list[str], str | None]:
+    """Make the tokenizer in ``folder`` one that ``transformers`` loads without the code of its release.
+
+    A ``tokenizer.model`` alone gets a ``tokenizer.json``. Returns the names of the files, and why the tokenizer needs
+    its code, if it does.
+    """
+    if "tokenizer.json" not in carried:
+        if "tokenizer.model" not in carried:
+            return carried, None
+        try:
+            (folder / "tokenizer.json").write_text(model_text(folder), encoding="utf-8")
+        except UsageError as error:
+            return carried, str(error).replace(str(folder), str(source.folder))
+        carried = [*carried, "tokenizer.json"]
+    config = tokenizer_config(folder)
+    if "tokenizer.model" not in carried or (config and "auto_map" not in config):
+        return carried, None
+    config.pop("auto_map", None)
+    for name, value in config.items():
+        if name.endswith("_token") and isinstance(value, dict):
+            config[name] = value.get("content")
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(as_text(config), encoding="utf-8")
+    code = [name for name in carried if name.endswith(".py")]
+    for name in code:
+        (folder / name).unlink()
+    return [*dict.fromkeys([*(name for name in carried if name not in code), "tokenizer_config.json"])], None
+
+
 def _copy(src: Path, folder: Path) -> list[str]:
     """Copy the files of the tokenizer in ``src``; returns their names."""
     found = [name for name in TOKENIZER_FILES if (src / name).is_file()]
@@ -288,15 +320,14 @@ def _logits(source: Source, batches: list[Tensor]) -> list[Tensor]:
 
 
 def _sample(source: Source) -> list[Tensor]:
-    """Random tokens, and those of a text if the folder has a tokenizer that is read here."""
+    """Random tokens, and those of a text if the model has a tokenizer that is read here."""
     longest, size = min(source.context_length or 128, 128), source.shape.vocab_size
     batches = [torch.randint(0, size, (2, longest), generator=torch.Generator().manual_seed(0))]
-    path = source.folder / "tokenizer.json"
-    if path.is_file():
-        try:
-            ids = Tokenizer.from_file(str(path)).encode(_TEXT).ids[:longest]
-        except Exception:  # tokenizers raises bare Exception; the random tokens are enough for a check
-            ids = []
-        if ids and max(ids) < size:
-            batches.append(torch.tensor([ids]))
+    try:
+        text = source.tokenizer_text()
+        ids = [] if text is None else read_tokenizer(source.folder, text).encode(_TEXT).ids[:longest]
+    except ArmillaryError:  # the random tokens are enough for a check
+        ids = []
+    if ids and max(ids) < size:
+        batches.append(torch.tensor([ids]))
     return batches

@@ -30,7 +30,7 @@ from armillary.model.rotary import ntk_base, rotary_frequencies
 from armillary.model.weights.files import check_tensors
 from armillary.model.weights.gguf_tokenizer import tokenizer_files
 from armillary.model.weights.huggingface import check_exportable
-from armillary.model.weights.sentencepiece import UNKNOWN, Vocabulary, of_document, of_model
+from armillary.model.weights.sentencepiece import UNKNOWN, Vocabulary, begin_of, of_document, of_folder
 from armillary.model.weights.shards import Planned
 from armillary.model.weights.source import Export, Ours, Piece, Pieces, Source, Special, parameter_sizes, plan
 from armillary.recipe import ArmillaryError, DamagedFileError, Experts, ModelShape, RopeScaling, UsageError
@@ -320,13 +320,12 @@ def _tokenizer(source: Source) -> Callable[[Any], None]:
     """The function that writes the tokenizer in the folder of ``source``."""
     path = source.folder / "tokenizer.json"
     if not path.is_file():
-        pieces = path.with_name("tokenizer.model")
-        if not pieces.is_file():
+        if not path.with_name("tokenizer.model").is_file():
             raise UsageError(
                 f"{path}: not found; a GGUF file contains the tokenizer, which is read from this file or "
                 "tokenizer.model"
             )
-        return _sentencepiece(source, of_model(pieces, source.shape.vocab_size), None)
+        return _sentencepiece(source, of_folder(source.folder, source.shape.vocab_size), None)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         model = document["model"]
@@ -343,7 +342,7 @@ def _tokenizer(source: Source) -> Callable[[Any], None]:
         except UsageError:
             if not path.with_name("tokenizer.model").is_file():
                 raise
-            found = of_model(path.with_name("tokenizer.model"), source.shape.vocab_size)  # as it was trained
+            found = of_folder(source.folder, source.shape.vocab_size)  # as it was trained
         return _sentencepiece(source, found, document)
     pre = pre_tokenizer(document)
     if model.get("type") != "BPE" or pre is None:
@@ -354,6 +353,7 @@ def _tokenizer(source: Source) -> Callable[[Any], None]:
         )
     size = source.shape.vocab_size
     tokens, kinds = [f"[PAD{i}]" for i in range(size)], [5] * size  # unused
+    begin = _added_begin(path, document)
     for text, number in vocabulary.items():
         if number >= size:
             raise UsageError(
@@ -373,14 +373,15 @@ def _tokenizer(source: Source) -> Callable[[Any], None]:
         writer.add_token_list(tokens)
         writer.add_token_types(kinds)
         writer.add_token_merges(merges)
-        _write_special(writer, source, _adds_begin(document))
+        _write_special(writer, source, begin)
 
     return write
 
 
 def _sentencepiece(source: Source, found: Vocabulary, document: dict[str, Any] | None) -> Callable[[Any], None]:
     """The function that writes a vocabulary of SentencePiece; ``document`` is its ``tokenizer.json``, if it has one."""
-    begins = bool(_tokenizer_config(source).get("add_bos_token")) if document is None else _adds_begin(document)
+    folder = source.folder
+    begin = begin_of(folder, found) if document is None else _added_begin(folder / "tokenizer.json", document)
 
     def write(writer: Any) -> None:
         writer.add_tokenizer_model("llama")
@@ -391,23 +392,23 @@ def _sentencepiece(source: Source, found: Vocabulary, document: dict[str, Any] |
         writer.add_add_space_prefix(found.space_prefix)
         if UNKNOWN in found.kinds:
             writer.add_unk_token_id(found.kinds.index(UNKNOWN))
-        _write_special(writer, source, begins)
+        _write_special(writer, source, begin)
 
     return write
 
 
-def _write_special(writer: Any, source: Source, begins: bool) -> None:
-    """Write the ids of special tokens, whether a text begins with one, and the chat template."""
+def _write_special(writer: Any, source: Source, begin: int | None) -> None:
+    """Write the ids of special tokens, the token ``begin`` that starts every text (None: none), and the template."""
     special = source.special
     end = special.end[0] if isinstance(special.end, tuple) else special.end
     for number, add in (
-        (special.begin, writer.add_bos_token_id),
+        (special.begin if begin is None else begin, writer.add_bos_token_id),
         (end, writer.add_eos_token_id),
         (special.fill, writer.add_pad_token_id),
     ):
         if number is not None:
             add(number)
-    writer.add_add_bos_token(begins)
+    writer.add_add_bos_token(begin is not None)
     template = source.folder / "chat_template.jinja"
     chat = (
         template.read_text(encoding="utf-8") if template.is_file() else _tokenizer_config(source).get("chat_template")
@@ -425,13 +426,17 @@ def _tokenizer_config(source: Source) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _adds_begin(document: dict[str, Any]) -> bool:
-    """Whether the tokenizer puts a special token before every text."""
-    processor = document.get("post_processor") or {}
-    steps = processor.get("processors", [processor])
-    return any(
-        step.get("type") == "TemplateProcessing" and "SpecialToken" in (step.get("single") or [{}])[0] for step in steps
-    )
+def _added_begin(path: Path, document: dict[str, Any]) -> int | None:
+    """The special token that the ``tokenizer.json`` in ``path`` puts before every text; None if it puts none there."""
+    try:
+        processor = document.get("post_processor") or {}
+        for step in processor.get("processors", [processor]):
+            first = (step.get("single") or [{}])[0] if step.get("type") == "TemplateProcessing" else {}
+            if "SpecialToken" in first:
+                return int(step["special_tokens"][first["SpecialToken"]["id"]]["ids"][0])
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: its post_processor cannot be read ({error!r}); fetch the folder again") from error
+    return None
 
 
 def pre_tokenizer(document: dict[str, Any]) -> str | None:

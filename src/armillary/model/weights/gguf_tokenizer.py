@@ -8,15 +8,20 @@ would silently give other tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from armillary.model.weights.sentencepiece import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER
+from armillary.model.weights.sentencepiece import NORMAL, Vocabulary
+from armillary.model.weights.tokenizer_json import (
+    as_text,
+    complete,
+    empty_document,
+    pair_model,
+    sentencepiece_document,
+)
 from armillary.recipe import DamagedFileError, UsageError
 
-_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 _ROLES = ("bos", "eos", "unknown", "padding")
 _NAMES = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
 
@@ -54,27 +59,19 @@ def tokenizer_files(
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedFileError(f"{path}: its tokenizer cannot be read ({error}); fetch it again") from error
     begins = bool(values.get("ggml.add_bos_token", kind == "llama")) and "bos" in special
-    document["added_tokens"] = [
-        {
-            **{"id": number, "content": token, "single_word": False, "lstrip": False, "rstrip": False},
-            **{"normalized": False, "special": kinds[number] != USER},
-        }
-        for number, token in enumerate(tokens)
-        if kinds[number] in (CONTROL, USER, UNKNOWN)
-    ]
-    document["post_processor"] = _begin(tokens[special["bos"]], special["bos"]) if begins else None
+    document = complete(document, Vocabulary(tokens, [], kinds, False), special["bos"] if begins else None)
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
         "add_bos_token": begins,
         **{_NAMES[role]: tokens[number] for role, number in special.items()},
     }
-    found = {"tokenizer.json": _text(document)}
+    found = {"tokenizer.json": as_text(document)}
     template = values.get("chat_template")
     if isinstance(template, str):
         config["chat_template"] = template
         found["chat_template.jinja"] = template
-    return {**found, "tokenizer_config.json": _text(config)}
+    return {**found, "tokenizer_config.json": as_text(config)}
 
 
 def _byte_level(
@@ -90,9 +87,9 @@ def _byte_level(
     merges = [str(merge).split(" ") for merge in values["ggml.merges"]]
     if wrong := [merge for merge in merges if len(merge) != 2]:
         raise ValueError(f"merge {' '.join(wrong[0])!r} has {len(wrong[0])} parts, not 2")
-    model = _model(tokens, kinds, merges)
+    model = pair_model(tokens, kinds, merges)
     return {
-        **_empty(),
+        **empty_document(),
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": splits[name]},
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {**model, "ignore_merges": name == "llama-bpe"},
@@ -106,69 +103,4 @@ def _sentencepiece(path: Path, values: Mapping[str, Any], tokens: list[str], kin
     if len(scores) != len(tokens):
         raise ValueError(f"{len(tokens)} tokens and {len(scores)} scores")
     prefix = bool(values.get("ggml.add_space_prefix", True))
-    whole = {token for token, kind in zip(tokens, kinds, strict=True) if kind == NORMAL}
-    merges: list[list[str]] = []
-    last: float | None = None
-    for number in sorted(range(len(tokens)), key=lambda number: (-scores[number], number)):
-        piece = tokens[number]
-        if kinds[number] != NORMAL:
-            continue
-        pairs = [[piece[:at], piece[at:]] for at in range(1, len(piece))]
-        pairs = [pair for pair in pairs if pair[0] in whole and pair[1] in whole]
-        if pairs and scores[number] == last:
-            raise UsageError(
-                f"{path}: several pieces of its tokenizer have the score {last}, such as {piece!r}, so their order is "
-                "not known"
-            )
-        if pairs:
-            last = scores[number]
-        merges += pairs
-    unknown = next((token for token, kind in zip(tokens, kinds, strict=True) if kind == UNKNOWN), None)
-    first = [{"type": "Prepend", "prepend": SPACE}] if prefix else []
-    strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
-    back = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-    return {
-        **_empty(),
-        "normalizer": {"type": "Sequence", "normalizers": [*first, _REPLACE]},
-        "decoder": {"type": "Sequence", "decoders": [back, {"type": "ByteFallback"}, {"type": "Fuse"}, *strip]},
-        "model": {**_model(tokens, kinds, merges), "unk_token": unknown, "fuse_unk": True, "byte_fallback": True},
-    }
-
-
-def _model(tokens: list[str], kinds: list[int], merges: list[list[str]]) -> dict[str, Any]:
-    # Special tokens are in the vocabulary too: a missing one would get the next free number, not its own.
-    vocabulary = {token: number for number, token in enumerate(tokens) if kinds[number] != UNUSED}
-    if len(vocabulary) != sum(kind != UNUSED for kind in kinds):
-        raise ValueError("a token occurs twice")
-    known = vocabulary.keys()
-    if lacking := [pair for pair in merges if not {*pair, "".join(pair)} <= known]:
-        raise ValueError(f"merge {' '.join(lacking[0])!r} of tokens that it lacks")
-    if BYTE in kinds and kinds.count(BYTE) != 256:
-        raise ValueError(f"{kinds.count(BYTE)} single-byte tokens, not 256")
-    return {
-        **{"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None},
-        **{"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False},
-        **{"vocab": vocabulary, "merges": merges},
-    }
-
-
-def _empty() -> dict[str, Any]:
-    return {
-        **{"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None},
-        **{"pre_tokenizer": None, "post_processor": None, "decoder": None},
-    }
-
-
-def _begin(token: str, number: int) -> dict[str, Any]:
-    """The step that puts ``token`` before every text."""
-    mark, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
-    return {
-        "type": "TemplateProcessing",
-        "single": [mark, text],
-        "pair": [mark, text, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}},
-    }
-
-
-def _text(document: dict[str, Any]) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return sentencepiece_document(path, Vocabulary(tokens, scores, kinds, prefix))

@@ -1,9 +1,9 @@
-"""Vocabularies of SentencePiece with byte fallback, as Llama 2, Mistral 7B and TeleChat2 have, for GGUF files.
+"""Vocabularies of SentencePiece with byte fallback, as Llama 2, Mistral 7B and TeleChat2 have.
 
-llama.cpp merges the neighbours whose joined piece has the highest score. This equals SentencePiece's BPE, and the
-byte-pair encoding of a ``tokenizer.json`` whose merges are all the ways to split each piece, piece by piece. Anything
-else would give other tokens without an error, so it is refused: Unigram models (llama.cpp has no byte fallback for
-them), text that is normalized, and merges that lack a way to split a piece.
+For GGUF files: llama.cpp merges the neighbours whose joined piece has the highest score. This equals SentencePiece's
+BPE, and the byte-pair encoding of a ``tokenizer.json`` whose merges are all the ways to split each piece, piece by
+piece. Anything else would give other tokens without an error, so it is refused: Unigram models (llama.cpp has no byte
+fallback for them), text that is normalized, and merges that lack a way to split a piece.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ SPACE = "▁"
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)
 _BYTES = [f"<0x{i:02X}>" for i in range(256)]
 _BPE = 2  # TrainerSpec.model_type
+_CONFIG = "tokenizer_config.json"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,79 @@ def of_document(path: Path, document: Mapping[str, Any], size: int) -> Vocabular
     return found
 
 
-def of_model(path: Path, size: int) -> Vocabulary:
+def of_folder(folder: Path, size: int | None = None) -> Vocabulary:
+    """The vocabulary of the ``tokenizer.model`` in a folder and the tokens that other files add, filled up to ``size``.
+
+    ``added_tokens_decoder`` of ``tokenizer_config.json`` and ``added_tokens.json`` add tokens.
+
+    Raises:
+        UsageError: as ``of_model``, or an added token cannot be read or has no place in ``size`` pieces.
+    """
+    path = folder / "tokenizer.model"
+    found, added = of_model(path, size), _added(folder)
+    if size is None:
+        missing = max((number + 1 - len(found.pieces) for number in added), default=0)
+        more = _empty(missing, False, len(found.pieces))
+        found.pieces.extend(more.pieces)
+        found.scores.extend(more.scores)
+        found.kinds.extend(more.kinds)
+    for number, (token, special) in added.items():
+        if number < len(found.kinds) and found.kinds[number] == UNKNOWN and found.pieces[number] == token:
+            continue
+        _put(path, found, number, token, 0.0, CONTROL if special else USER)
+    return found
+
+
+def begin_of(folder: Path, vocabulary: Vocabulary) -> int | None:
+    """The token that ``tokenizer_config.json`` puts before every text; None if it puts none there.
+
+    Raises:
+        UsageError: it cannot be read, names a token that ``vocabulary`` lacks, or also puts one after every text.
+    """
+    config = tokenizer_config(folder)
+    if config.get("add_eos_token"):
+        raise UsageError(f"{folder / _CONFIG}: add_eos_token is true, which is not supported; set it to false")
+    token = config.get("bos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    if not config.get("add_bos_token") or token is None:
+        return None
+    if token not in vocabulary.pieces:
+        raise UsageError(f"{folder / _CONFIG}: bos_token is {token!r}, but the tokenizer has no such token")
+    return vocabulary.pieces.index(token)
+
+
+def tokenizer_config(folder: Path) -> dict[str, Any]:
+    """The ``tokenizer_config.json`` of a folder, empty without one; raises UsageError if it cannot be read."""
+    return _object(folder / _CONFIG)
+
+
+def _added(folder: Path) -> dict[int, tuple[str, bool]]:
+    """The tokens that the files beside a ``tokenizer.model`` add, and whether they are special, by number."""
+    try:
+        listed = _object(folder / "added_tokens.json")
+        found = {int(number): (str(token), False) for token, number in listed.items()}
+        for number, about in (tokenizer_config(folder).get("added_tokens_decoder") or {}).items():
+            found[int(number)] = str(about["content"]), bool(about.get("special"))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{folder}: its added tokens cannot be read ({error!r}); fetch the folder again") from error
+    if (least := min(found, default=0)) < 0:
+        raise UsageError(f"{folder}: an added token has the number {least}; fetch the folder again")
+    return found
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); fetch the folder again") from error
+    if not isinstance(document, dict):
+        raise UsageError(f"{path}: is a JSON {type(document).__name__}, not an object; fetch the folder again")
+    return document
+
+
+def of_model(path: Path, size: int | None = None) -> Vocabulary:
     """The vocabulary of a ``tokenizer.model``, filled up to ``size`` pieces.
 
     Raises:
@@ -96,15 +169,16 @@ def of_model(path: Path, size: int) -> Vocabulary:
     elif normalizer.get(2) or normalizer.get(4, 1):
         reason = "it normalizes text or removes repeated spaces"
     else:
-        found = _empty(size, bool(normalizer.get(3, 1)))
+        found = _empty(len(pieces) if size is None else size, bool(normalizer.get(3, 1)))
         for number, (piece, score, kind) in enumerate(zip(pieces, scores, kinds, strict=True)):
             _put(path, found, number, piece, score, kind)
         return found
     raise UsageError(f"{path}: llama.cpp would produce different tokens: {reason}")
 
 
-def _empty(size: int, space_prefix: bool) -> Vocabulary:
-    return Vocabulary([f"[PAD{i}]" for i in range(size)], [0.0] * size, [UNUSED] * size, space_prefix)
+def _empty(size: int, space_prefix: bool, first: int = 0) -> Vocabulary:
+    """``size`` unused pieces, with numbers from ``first``."""
+    return Vocabulary([f"[PAD{first + i}]" for i in range(size)], [0.0] * size, [UNUSED] * size, space_prefix)
 
 
 def _put(path: Path, found: Vocabulary, number: int, piece: str, score: float, kind: int) -> None:

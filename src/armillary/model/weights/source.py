@@ -17,6 +17,7 @@ from torch import Tensor
 
 from armillary.model.transformer import Transformer
 from armillary.model.weights.shards import Planned, write_shards
+from armillary.model.weights.tokenizer_json import tokenizer_text
 from armillary.recipe import ArmillaryError, ModelShape
 
 # A parameter of ours: its name and, of a stack of experts, the index of one.
@@ -58,6 +59,14 @@ class Source(ABC):
             DamagedFileError: it is torn.
         """
         return {}
+
+    def tokenizer_text(self) -> str | None:
+        """The text of the model's ``tokenizer.json``: of the weights file, or of the folder; None without a tokenizer.
+
+        Raises:
+            UsageError, DamagedFileError: as ``tokenizer_files`` and ``tokenizer_json.tokenizer_text``.
+        """
+        return self.tokenizer_files().get("tokenizer.json") or tokenizer_text(self.folder)
 
 
 class InMemory(Source):
