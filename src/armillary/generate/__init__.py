@@ -53,6 +53,7 @@ __all__ = [
     "batch",  # a module: it loads torch
     "check_answers",
     "complete_file",
+    "guide",  # a module: it reads grammars
     "native",  # a module: it loads torch
     "open_answers",
     "open_backend",

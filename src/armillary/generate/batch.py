@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.generate.decoder import CacheMemory, Decoder, Rows
+from armillary.generate.guide import Guide
 from armillary.generate.sampling import Sampler, Scored, score
 from armillary.generate.text import TextStream
 from armillary.recipe import ArmillaryError
@@ -71,7 +72,8 @@ class Answer:
 
     With ``top``, each token (including the end token) is recorded in ``scored`` with its log probability and the
     ``top`` most likely tokens; with ``echo`` also those of the prompt. An answer whose ``room`` is 0 ends with its
-    prompt. A failed answer has an ``error``.
+    prompt. A ``guide`` excludes tokens from the draw; scores are those of the model all the same. A failed answer has
+    an ``error``.
     """
 
     request: int
@@ -81,6 +83,7 @@ class Answer:
     room: int
     ends: frozenset[int | None]
     stream: TextStream | None = None
+    guide: Guide | None = None
     top: int | None = None
     echo: bool = False
     waiting: list[int] = field(default_factory=list)
@@ -359,7 +362,7 @@ class Batch:
             answer.finish = "length"
             return
         try:
-            token = answer.sampler.draw(logits)
+            token = answer.sampler.draw(logits if answer.guide is None else answer.guide.allowed(logits))
         except ArmillaryError as error:
             return answer.fail(ArmillaryError(f"new token {len(answer.tokens) + 1}: {error}"))
         if answer.top is not None:
@@ -369,6 +372,8 @@ class Batch:
             return
         answer.tokens.append(token)
         answer.waiting = [token]
+        if answer.guide is not None and answer.guide.advance(token):
+            answer.finish = "stop"
         if answer.stream is not None:
             answer.stream.add(token)
             if answer.stream.stopped:

@@ -141,6 +141,6 @@ def _pick(values: NDArray[np.float64], size: int, total: float, point: float, sa
         total = float(mass[-1])
     at = int(np.searchsorted(mass, point * total, side="right"))
     if at >= len(mass):
-        # rounding may put the point at the very end
-        return len(mass) - 1 if whole else None
+        # rounding may put the point at the very end; tokens of weight 0 are never drawn
+        return int(np.count_nonzero(values[: len(mass)])) - 1 if whole else None
     return at

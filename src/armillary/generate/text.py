@@ -107,6 +107,11 @@ class ModelText:
         """The special token named ``text``; None if there is none."""
         return self._special.get(text)
 
+    @property
+    def specials(self) -> list[int]:
+        """The numbers of all special tokens."""
+        return sorted(self._special.values())
+
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens`` without special tokens."""
         text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)

@@ -24,7 +24,8 @@ from armillary.serve.formats import ChatFormat, CompletionFormat, Format
 from armillary.serve.tools import check_template
 
 LARGEST_BODY = 8 * 2**20  # bytes
-_SHORT = 20_000  # bytes of a body that is tokenized in the event loop: a thread would take longer
+# Bytes of a body without a grammar that is tokenized in the event loop: a thread would take longer.
+_SHORT = 20_000
 _PATHS = frozenset({"/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/health", "/metrics"})
 _OPEN = "/health"  # the path that needs no token
 
@@ -178,7 +179,7 @@ class _Routes:
         if body.model is not None:
             self._check_model(body.model)
         ask = body.ask(self._engine.context)
-        if size <= _SHORT:
+        if size <= _SHORT and ask.grammar is None:
             live = self._engine.prepare(ask)
         else:
             live = await asyncio.to_thread(self._engine.prepare, ask)

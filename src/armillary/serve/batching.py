@@ -12,7 +12,7 @@ import threading
 import time
 from dataclasses import dataclass
 
-from armillary.generate import batch, native
+from armillary.generate import batch, guide, native
 from armillary.recipe import ArmillaryError, UsageError
 from armillary.serve.engine import Ask, Chat, Engine, Live, Piece, TokenScore
 from armillary.serve.errors import ApiError
@@ -39,7 +39,14 @@ class _Choice:
 class _Batched(Live):
     """A request with its answers."""
 
-    def __init__(self, ask: Ask, prompts: list[list[int]], texts: list[str], backend: native.NativeBackend) -> None:
+    def __init__(
+        self,
+        ask: Ask,
+        prompts: list[list[int]],
+        texts: list[str],
+        backend: native.NativeBackend,
+        start: guide.Guide | None,
+    ) -> None:
         super().__init__(ask, sum(map(len, prompts)))
         recorded = batch.Recorded(ask.growing, ask.top, ask.echo and ask.top is not None, ask.answer)
         self.firsts: list[batch.Answer] = []
@@ -47,7 +54,10 @@ class _Batched(Live):
         for tokens, text in zip(prompts, texts, strict=True):
             first = backend.start(self.number, tokens, ask.sampling, recorded)
             self.firsts.append(first)
-            self.of += [_Choice(self, len(self.of) + n, one, text) for n, one in enumerate([first, *first.siblings])]
+            answers = [first, *first.siblings]
+            for answer in answers:
+                answer.guide = None if start is None else start.copy()
+            self.of += [_Choice(self, len(self.of) + n, one, text) for n, one in enumerate(answers)]
 
 
 class BatchingEngine(Engine):
@@ -56,6 +66,7 @@ class BatchingEngine(Engine):
     def __init__(self, backend: native.NativeBackend, slots: int, waiting: int) -> None:
         super().__init__("native", backend.context, slots, waiting)
         self._backend, self._text = backend, backend.text
+        self._guides = guide.Guides(backend.text, backend.vocab_size)
         self._batch = backend.new_batch(slots)
         self._choices: dict[batch.Answer, _Choice] = {}
         self._commands: queue.SimpleQueue[tuple[_Batched, bool] | None] = queue.SimpleQueue()
@@ -94,7 +105,13 @@ class BatchingEngine(Engine):
                 f"echo: {scores:,} log probabilities, but the maximum is {_MOST_SCORES:,}; send several requests",
                 "echo",
             )
-        return _Batched(ask, [tokens for tokens, _ in read], [text for _, text in read], self._backend)
+        start = None
+        if ask.grammar is not None:
+            try:
+                start = self._guides.compile(ask.grammar)
+            except UsageError as error:
+                raise ApiError(400, f"{ask.shaped_by}: {error}", ask.shaped_by) from error
+        return _Batched(ask, [tokens for tokens, _ in read], [text for _, text in read], self._backend, start)
 
     def _read(self, prompt: str | tuple[int, ...] | Chat, param: str) -> tuple[list[int], str]:
         """The tokens of a prompt, and its text."""

@@ -9,14 +9,16 @@ from __future__ import annotations
 import difflib
 import json
 import secrets
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from armillary.generate import Sampling
+from armillary.generate import Sampling, guide
+from armillary.recipe import UsageError
 from armillary.serve.engine import Ask, Chat
 from armillary.serve.errors import ApiError
-from armillary.serve.tools import for_template
+from armillary.serve.tools import CLOSE, OPEN, for_template
 
 _LARGEST_N = 128
 _MOST_ANSWERS = 512  # per request
@@ -31,7 +33,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "repetition_penalty": (1,),
     "min_p": (0,),
     "logit_bias": ({},),
-    "response_format": ({"type": "text"},),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -42,6 +43,18 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _IGNORED = frozenset(
     {"user", "metadata", "store", "service_tier", "prediction", "safety_identifier", "prompt_cache_key", "verbosity"}
 )
+
+
+class _JsonSchema(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    name: str | None = None
+    document: dict[str, Any] = Field(alias="schema")
+
+
+class _ResponseFormat(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _JsonSchema | None = None
 
 
 class _StreamOptions(BaseModel):
@@ -65,6 +78,7 @@ class _Body(BaseModel):
     stop: list[str] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+    response_format: _ResponseFormat | None = None
 
     @field_validator("stop", mode="before")
     @classmethod
@@ -88,6 +102,23 @@ class _Body(BaseModel):
             seed=secrets.randbits(31) if self.seed is None else self.seed,
             n=self.n or 1,
         )
+
+    def grammar(self) -> str | None:
+        """The grammar of ``response_format``; None if any text is an answer.
+
+        Raises:
+            ApiError: a schema that is missing, or that has a feature which is not supported.
+        """
+        form = self.response_format
+        if form is None or form.type == "text":
+            return None
+        schema: dict[str, Any] = {"type": "object"}
+        if form.type == "json_schema":
+            if form.json_schema is None:
+                where = "response_format.json_schema"
+                raise ApiError(400, f"{where} is missing", where, "missing_required_parameter")
+            schema = form.json_schema.document
+        return _grammar("response_format", guide.json_grammar, schema)
 
     @property
     def with_usage(self) -> bool:
@@ -143,7 +174,17 @@ class CompletionBody(_Body):
             self.logprobs,
             bool(self.echo),
             answer=tokens > 0,
+            grammar=self.grammar(),
+            shaped_by="response_format",
         )
+
+
+def _grammar(param: str, write: Callable[..., str], *given: Any) -> str:
+    """The grammar that ``write`` makes of ``given``, the value of the field ``param``."""
+    try:
+        return write(*given)
+    except (UsageError, ValueError, RecursionError) as error:
+        raise ApiError(400, f"{param}: {error}", param, "unsupported_parameter") from error
 
 
 def _are_tokens(given: list[Any]) -> bool:
@@ -217,12 +258,15 @@ class ChatBody(_Body):
         """The request to the engine.
 
         Raises:
-            ApiError: fields that contradict each other, or a tool that must be called.
+            ApiError: fields that contradict each other, or a grammar that is not supported.
         """
-        if self.tool_choice not in (None, "auto", "none"):
-            raise ApiError(
-                400, "tool_choice: only auto and none; this server cannot force the model to call a tool", "tool_choice"
-            )
+        grammar, shaped_by = self.grammar(), "response_format"
+        if (forced := self._forced()) is not None:
+            if grammar is not None:
+                raise ApiError(400, "tool_choice: forces a call, so response_format must be text", "tool_choice")
+            grammar, shaped_by = _grammar("tool_choice", guide.call_grammar, forced, (OPEN, CLOSE)), "tool_choice"
+        elif grammar is not None and self.tool_names:
+            raise ApiError(400, "response_format: a JSON answer cannot call tools; leave out tools", "response_format")
         if self.top_logprobs is not None and not self.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
         tokens = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
@@ -235,7 +279,23 @@ class ChatBody(_Body):
             self.sampling(tokens, context),
             bool(self.stream),
             (self.top_logprobs or 0) if self.logprobs else None,
+            grammar=grammar,
+            shaped_by=shaped_by,
         )
+
+    def _forced(self) -> list[dict[str, Any]] | None:
+        """The tools of which one must be called; None if the model decides."""
+        choice = self.tool_choice
+        if choice in (None, "auto", "none"):
+            return None
+        tools = [tool.model_dump() for tool in self.tools or ()]
+        if isinstance(choice, dict) and choice.get("type") == "function" and isinstance(choice.get("function"), dict):
+            tools = [tool for tool in tools if tool["function"]["name"] == choice["function"].get("name")]
+        elif choice != "required":
+            raise ApiError(400, "tool_choice: give auto, none, required, or the function to call", "tool_choice")
+        if not tools:
+            raise ApiError(400, "tool_choice: names a tool that is not in tools", "tool_choice")
+        return tools
 
     def _plain(self, place: int) -> dict[str, Any]:
         """A message in the form that chat templates expect."""

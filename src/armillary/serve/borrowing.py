@@ -51,7 +51,12 @@ class BorrowingEngine(Engine):
         Raises:
             ApiError: it does not.
         """
-        for refused, param in ((ask.top is not None, "logprobs"), (ask.echo, "echo"), (not ask.answer, "max_tokens")):
+        for refused, param in (
+            (ask.top is not None, "logprobs"),
+            (ask.echo, "echo"),
+            (not ask.answer, "max_tokens"),
+            (ask.grammar is not None, ask.shaped_by),
+        ):
             if refused:
                 raise ApiError(
                     400, f"{param}: not supported by the {self.name} backend; the native backend supports it", param

@@ -33,7 +33,8 @@ class Ask:
     """Each of ``prompts`` (text, tokens or a chat) is continued ``sampling.n`` times.
 
     ``growing`` requests pieces as they are generated, ``top`` log probabilities of this many most likely tokens, and
-    ``echo`` the prompt before each answer. Without ``answer``, prompts are only read.
+    ``echo`` the prompt before each answer. Without ``answer``, prompts are only read. Answers stay inside ``grammar``,
+    which the field ``shaped_by`` of the request asked for.
     """
 
     prompts: tuple[str | tuple[int, ...] | Chat, ...]
@@ -42,6 +43,8 @@ class Ask:
     top: int | None = None
     echo: bool = False
     answer: bool = True
+    grammar: str | None = None
+    shaped_by: str = ""
 
 
 @dataclass(frozen=True)
