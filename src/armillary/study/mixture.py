@@ -77,8 +77,8 @@ class Round(Document):
 class MixtureOutcome(StageOutcome):
     """The outcome of the mixture study.
 
-    ``design`` [n][d] holds mixtures over ``training_domains``. ``losses`` [n][v] are measured over ``domains``, and
-    ``held_out`` [n][v] are the law's predictions with the run held out. ``forms`` has the weight of each form of law
+    ``design`` [n, d] holds mixtures over ``training_domains``. ``losses`` [n, v] are measured over ``domains``, and
+    ``held_out`` [n, v] are the law's predictions with the run held out. ``forms`` has the weight of each form of law
     per domain, ``noise`` [v] the relative standard deviation between seeds.
 
     ``natural`` and ``uniform`` are these mixtures within the limits, as trained; ``adjusted`` holds the original of

@@ -149,11 +149,7 @@ class RunFiles:
         return self._spec
 
     def about(self) -> About:
-        """Settings, name and start of the run.
-
-        Raises:
-            As ``spec``.
-        """
+        """Settings, name and start of the run; raises the same errors as ``spec``."""
         spec = self.spec
         self._clock.refresh()
         config = {

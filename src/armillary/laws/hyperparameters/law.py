@@ -49,14 +49,15 @@ class HeldOutGrid:
     """Predictions of the largest runs by a law of the other runs.
 
     Attributes:
-        what: the left-out runs, such as ``params >= 4.3e+08``. form: the form of the prediction.
+        what: the left-out runs, such as ``params >= 4.3e+08``.
+        form: the form of the prediction.
         rows: their rows in the table given to ``fit`` (without diverged ones), [k].
         predicted: losses by the law fitted without them, [k].
         measured: their losses, [k].
         extrapolation: their compute N * D over the largest kept compute, [k].
         regret: for each left-out (N, D) with at least four runs, the relative excess loss of the run that the law
-        chooses over the best run, [pairs]. shape_error: root mean square of relative errors near the floor, without the
-        mean of each (N, D).
+            chooses over the best run, [pairs].
+        shape_error: root mean square of relative errors near the floor, without the mean of each (N, D).
     """
 
     what: str
@@ -110,13 +111,14 @@ class HyperparameterLaw(Estimator):
         identified_: for each fitted number the share of its prior's variance that the data removed, in [0, 1]. Near 0
             the prior dominates: for ``lr_params`` if all runs have the same N, for ``bs`` if they have one batch size.
             A parameter that a form fixes counts as known.
-        noise_: relative standard deviation of one run near the floor; ``shared_noise_``: of the error that runs of one
-            (N, D, batch size) share.
-        pair_std_: relative standard deviation of an (N, D) about the floor; ``place_std_`` of log lr* and log bs* of an
-            (N, D) about their power laws.
-        miss_per_efold_: relative error of the floor (standard deviation) at one e-fold of extrapolation. diverged_:
-        rows of X that were left out, far above a run that is not larger in N and D, or far below all runs that are not
-        smaller. held_out_: predictions of left-out largest runs for each form tried, a list of ``HeldOutGrid``.
+        noise_: relative standard deviation of one run near the floor.
+        shared_noise_: relative standard deviation of the error that runs of one (N, D, batch size) share.
+        pair_std_: relative standard deviation of an (N, D) about the floor.
+        place_std_: standard deviation of log lr* and log bs* of an (N, D) about their power laws.
+        miss_per_efold_: relative error of the floor (standard deviation) at one e-fold of extrapolation.
+        diverged_: rows of X that were left out, since their loss is far above that of a run that is not larger in N and
+            D, or far below that of all runs that are not smaller.
+        held_out_: predictions of left-out largest runs for each form tried, a list of ``HeldOutGrid``.
     """
 
     features = COLUMNS

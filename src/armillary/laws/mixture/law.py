@@ -330,7 +330,8 @@ class MixtureLaw(Estimator):
             X: [m, d] mixtures.
             weights: [v], not negative, not all 0.
             interval: probability that each interval covers.
-            sizes, tokens: as for ``predict``.
+            sizes: as for ``predict``.
+            tokens: as for ``predict``.
 
         Returns:
             Prediction of three arrays [m].

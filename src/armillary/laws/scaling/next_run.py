@@ -29,9 +29,11 @@ class NextRun:
     """A candidate run.
 
     Attributes:
-        features: its sizes, in the order of the law's features. flops: its cost, 6 N D. width_before, width_after:
-        expected width of the interval at the target, relative to its loss (mean over several
-            corpora and targets).
+        features: its sizes, by the law's features and in their order.
+        flops: its cost, 6 N D.
+        width_before: expected width of the interval at the target without this run, relative to the target's loss (mean
+            over several corpora and targets).
+        width_after: the same width with this run.
     """
 
     features: dict[str, float]
