@@ -196,7 +196,7 @@ def test_telechat2_as_llama_is_exact_within_its_training_length(
     [
         ({"qk_norm": True}, "qk_norm"),
         ({"qk_norm": True, "experts": Experts(count=4, active=2, d_ff=16, balance="none")}, "experts"),
-        ({"biases": ("q", "down")}, "biases: q"),
+        ({"biases": ("q", "down")}, "biases of q"),
         ({"head_dim": 16}, "head_dim"),
         ({"rope_theta": 5e5}, "rope_theta"),
         ({"rope_scaling": {"kind": "linear", "factor": 2.0}}, "rope_scaling"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,13 @@ def test_a_configuration_that_is_not_computed_is_refused_by_its_key(change: dict
     key = next(iter(change))
     assert str(folder / "config.json") in str(caught.value)
     assert key in str(caught.value) or (key == "num_key_value_heads" and "n_kv_heads" in str(caught.value))
+
+
+@pytest.mark.parametrize("key", ["n_layer", "hidden_size", "n_head", "num_key_value_heads", "training_seqlen"])
+@pytest.mark.parametrize("value", ["32", True, -1, [2]])
+def test_a_wrong_type_is_named_with_its_value(key: str, value: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"{key} is {value!r}; expected a positive integer")):
+        open_model(released(tmp_path / "model", **{key: value}))
 
 
 def test_tensors_that_do_not_belong_are_named(tmp_path: Path) -> None:

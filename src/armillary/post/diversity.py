@@ -1,15 +1,17 @@
 """Measures the diversity of a set of questions, before and after a stage.
 
-Sets of different sizes are comparable: each number is computed on at most ``SAMPLE`` questions, drawn by a hash of
-their text, and distinct n-grams on the same number of units in all sets.
+Sets of different sizes are comparable: each number is computed on at most ``SAMPLE`` questions per set, and distinct
+n-grams on the same number of units in all sets. The result is deterministic, because nothing is drawn at random: the
+questions with the smallest hashes are the sample, and k-means starts from the same rows.
 
-- ``distinct``: share of n-grams that differ, n = 1 to 4 (Li et al. 2016, arXiv 1510.03055), over units as in
-  ``corpus.near``: words, and Chinese characters with the next one.
-- ``spread``: mean distance 1 - cosine of two questions. The embedding is TF-IDF over hashed n-grams of 2 to 4
+- ``distinct``: the share of distinct n-grams among all n-grams, n = 1 to 4 (Li et al. 2016, arXiv 1510.03055). A unit
+  is a word, or in Chinese a character with the next one (``corpus.near``).
+- ``spread``: the mean of 1 - cosine over all pairs of questions. The embedding is TF-IDF over hashed n-grams of 2 to 4
   characters; callers may pass another one.
-- ``coverage``: share of the clusters with a question. Clusters are found by k-means over all sets together.
-  ``effective``: the number of equally filled clusters with the same entropy.
-- ``types``: questions by domain, family, level and language.
+- ``coverage``: the share of clusters that contain at least one question. Clusters are found by k-means over all sets
+  together.
+- ``effective``: the number of equally filled clusters with the same entropy.
+- ``types``: the number of questions by domain, family, level and language.
 """
 
 from __future__ import annotations
@@ -40,7 +42,10 @@ Embed = Callable[[Sequence[str]], Vectors]
 
 @dataclass(frozen=True)
 class Diversity:
-    """The numbers of one set, defined in the module docstring. ``sampled`` of the ``items`` questions were used."""
+    """The numbers of one set, as defined above in the module docstring.
+
+    The set has ``items`` questions, and ``sampled`` of them were used.
+    """
 
     items: int
     sampled: int
@@ -63,12 +68,14 @@ def compare_diversity(sets: Sequence[Path], embed: Embed | None = None) -> list[
         embed: returns vectors [n, d] of texts; None for the default.
 
     Raises:
-        UsageError: no file, a wrong row, or a file without items.
+        UsageError: no file, a file given twice, a file without items, a row that is not an item (names the line), or an
+            embedding that does not return one vector per text.
     """
     if not sets:
         raise UsageError("no set of items; give at least one file")
-    if len(set(sets)) < len(sets):
-        raise UsageError(f"{', '.join(map(str, sets))}: a set is given twice; give each once")
+    repeated = [path for path, count in Counter(sets).items() if count > 1]
+    if repeated:
+        raise UsageError(f"{repeated[0]}: the file is given twice; give each file once")
     read = [_read(path) for path in sets]
     texts = [text for one in read for text in one[1]]
     vectors = (embed or hashed_embedding)(texts)
@@ -96,7 +103,7 @@ def compare_diversity(sets: Sequence[Path], embed: Embed | None = None) -> list[
 
 
 def hashed_embedding(texts: Sequence[str]) -> Vectors:
-    """TF-IDF over hashed n-grams of 2 to 4 characters, rows of length 1 [n, 4096]; a text without any is zero."""
+    """TF-IDF over hashed n-grams of 2 to 4 characters [n, 4096]: rows of length 1, zeros for a text without n-grams."""
     table = np.zeros((len(texts), _DIMENSIONS), dtype=np.float32)
     for row, text in enumerate(texts):
         codes = np.frombuffer(" ".join(text.lower().split()).encode("utf-32-le", "surrogatepass"), dtype="<u4")
@@ -104,8 +111,8 @@ def hashed_embedding(texts: Sequence[str]) -> Vectors:
         for n in range(2, 5):
             last = max(len(codes) - n + 1, 0)
             hashes = hashes[:last] * np.uint64(0x9E3779B97F4A7C15) + codes[n - 1 : n - 1 + last]
-            places = (hashes ^ (hashes >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(52)
-            table[row] += np.bincount(places.astype(np.int64), minlength=_DIMENSIONS)
+            columns = (hashes ^ (hashes >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(52)
+            table[row] += np.bincount(columns.astype(np.int64), minlength=_DIMENSIONS)
     table = np.log1p(table)
     table *= np.log((1 + len(texts)) / (1 + np.count_nonzero(table, axis=0))).astype(np.float32) + 1
     table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12).astype(np.float32)
@@ -115,7 +122,7 @@ def hashed_embedding(texts: Sequence[str]) -> Vectors:
 def _read(path: Path) -> tuple[int, list[str], dict[str, Counter[str]]]:
     """The number of items, a sample of their questions, and their types."""
     count = 0
-    # The heap of negated hashes drops the largest hash first, so the smallest hashes stay.
+    # A heap of negated hashes: the largest hash is dropped first, so the smallest hashes stay.
     kept: list[tuple[int, int, str]] = []
     types: dict[str, Counter[str]] = {name: Counter() for name in ("domain", "family", "level", "language")}
     for count, item in enumerate(read_items(path), 1):
@@ -127,7 +134,7 @@ def _read(path: Path) -> tuple[int, list[str], dict[str, Counter[str]]]:
         else:
             heapq.heappushpop(kept, entry)
     if not count:
-        raise UsageError(f"{path}: has no items")
+        raise UsageError(f"{path}: has no items; give a file with at least one")
     return count, [text for _, _, text in sorted(kept, key=lambda entry: (-entry[0], entry[1]))], types
 
 
@@ -147,7 +154,7 @@ def _spread(vectors: Vectors) -> float:
 
 
 def _clusters(vectors: Vectors, k: int) -> NDArray[np.int64]:
-    """Labels [n] of k-means. It starts from rows that are far apart, so the result is deterministic."""
+    """The cluster of each row [n], by k-means that starts from rows that are far apart."""
     centres = vectors[[0]]
     nearest = np.full(len(vectors), np.inf)
     while len(centres) < k:
@@ -155,11 +162,11 @@ def _clusters(vectors: Vectors, k: int) -> NDArray[np.int64]:
         centres = np.concatenate([centres, vectors[[int(nearest.argmax())]]])
     labels = np.zeros(len(vectors), dtype=np.int64)
     for _ in range(_ROUNDS):
-        # |v - c|^2 without |v|^2, which is the same for all centres
+        # The nearest centre: |v - c|^2 without |v|^2, which is the same for all centres.
         new = ((centres**2).sum(axis=1) - 2 * vectors @ centres.T).argmin(axis=1)
         if (new == labels).all() and _:
             break
         labels = new
-        for place in np.unique(labels):
-            centres[place] = vectors[labels == place].mean(axis=0)
+        for cluster in np.unique(labels):
+            centres[cluster] = vectors[labels == cluster].mean(axis=0)
     return labels

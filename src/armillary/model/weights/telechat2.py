@@ -1,12 +1,13 @@
-"""Folders of TeleChat2 (Tele-AI/TeleChat2, dense models), read and written without its modelling code.
+"""TeleChat2 checkpoint folders (Tele-AI/TeleChat2, dense models), read and written without its modelling code.
 
-What differs from Llama: keys and values are fused per head, ``dense`` and ``down_proj`` have biases, and beyond the
-length of its training a sequence turns its positions by a base and a factor that depend on its length
-(``RopeScaling`` of kind ``telechat2``). All of it is our transformer with ``biases`` ``out`` and ``down``.
+The model differs from Llama in three ways. The weights of keys and values are fused per head, and ``dense`` and
+``down_proj`` have biases. In sequences longer than those of the training, the RoPE base and the attention factor depend
+on the sequence length (``RopeScaling`` of kind ``telechat2``). Our transformer computes all of this with ``biases``
+``out`` and ``down``.
 
-Trade-offs: with a cache, the published code keeps keys that were turned by the table of an earlier, shorter sequence.
-Here, every position of a sequence is turned by one table, as in the published code without a cache. The configuration
-is written by hand. The modelling code is not written beside it; a user of ``transformers`` takes it from the release.
+Trade-offs: while the published code generates, cached keys stay rotated with the table of an earlier, shorter sequence.
+Here all positions of a sequence are rotated with one table, as in the published code without a cache. An export has
+``config.json`` but not the modelling code; for ``transformers``, copy that code from a release.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from armillary.recipe import ModelShape, RopeScaling, UsageError, in_words
 ARCHITECTURE = "TELECHAT2ForCausalLM"
 PREFIX = "transformer."
 THETA = 10_000.0  # fixed in the published code
-_CONTEXT = 2048  # of a source that states none
+_DEFAULT_CONTEXT = 2048  # context length of a source that does not state one
 
-# Keys that decide the shape, by our field.
+# Required keys of the shape, by our field.
 _SIZES = {
     "n_layers": "n_layer",
     "d_model": "hidden_size",
@@ -39,7 +40,7 @@ _SIZES = {
     "vocab_size": "vocab_size",
     "norm_eps": "layer_norm_epsilon",
 }
-# What must hold for our transformer to compute the same; an absent key has the first value.
+# Values with which our transformer computes the same; an absent key has the first value.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "apply_residual_connection_post_layernorm": (False,),
     "embed_layernorm": (False,),
@@ -48,7 +49,7 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "rope_scaling": (None,),
 }
-# Keys without influence on what an evaluated model computes.
+# Keys that do not affect the outputs of a model in evaluation mode.
 _NEUTRAL = frozenset(
     (
         *("architectures", "model_type", "torch_dtype", "dtype", "use_cache", "auto_map", "_name_or_path"),
@@ -61,16 +62,18 @@ _NEUTRAL = frozenset(
         *("output_hidden_states", "use_cache_quantization", "is_encoder_decoder", "tp", "verbose"),
     )
 )
-_CHECKED = frozenset(
-    (
-        *(*_SIZES.values(), *_SUPPORTED, "num_key_value_heads", "training_seqlen", "base_seqlen"),
-        "tie_word_embeddings",
-    )
-)
+# Further keys of the shape, by our field.
+_OTHERS = {
+    "n_kv_heads": "num_key_value_heads",
+    "original_length": "training_seqlen",
+    "base_length": "base_seqlen",
+    "tied_embeddings": "tie_word_embeddings",
+}
+_CHECKED = frozenset((*_SIZES.values(), *_OTHERS.values(), *_SUPPORTED))
 
 
 def is_telechat2(folder: Path) -> bool:
-    """Whether the configuration in ``folder`` is one of TeleChat2; False if it cannot be read."""
+    """Whether ``folder`` has a readable ``config.json`` of TeleChat2."""
     try:
         config = read_config(folder / "config.json")
     except UsageError:
@@ -79,16 +82,16 @@ def is_telechat2(folder: Path) -> bool:
 
 
 def is_telechat2_config(config: dict[str, Any]) -> bool:
-    """Whether a configuration is one of TeleChat2."""
+    """Whether the content of a ``config.json`` is that of TeleChat2."""
     return config.get("architectures") == [ARCHITECTURE] or config.get("model_type") in ("telechat", "telechat2")
 
 
 class TeleChat2Source(Source):
-    """A folder of TeleChat2.
+    """A TeleChat2 checkpoint folder.
 
     Raises:
-        UsageError: a configuration that cannot be read, or that our transformer does not compute, naming the key.
-        ArmillaryError: weights missing, torn or of other names or sizes than the configuration states.
+        UsageError: ``config.json`` cannot be read, or our transformer cannot compute the model; names the key.
+        ArmillaryError: weights are missing or damaged, or their names or sizes do not fit the configuration.
     """
 
     format = "telechat2"
@@ -102,7 +105,7 @@ class TeleChat2Source(Source):
         self.context_length = self.shape.rope_scaling.original_length
         self._shards = shards = Shards(folder)
         self.dtype = shards.dtype()
-        # small releases lack the prefix
+        # The weights of small releases lack the prefix.
         self._prefix = PREFIX if any(name.startswith(PREFIX) for name in shards.entries) else ""
         found = {self._full(name): entry.size for name, entry in shards.entries.items()}
         pieces = telechat2_pieces(self.shape)
@@ -124,26 +127,32 @@ class TeleChat2Source(Source):
 
 
 def shape_of(path: Path, config: dict[str, Any]) -> ModelShape:
-    """The shape that ``config``, read from ``path``, states; raises UsageError as ``TeleChat2Source``."""
-    try:
-        return _shape(path, config)
-    except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
-        raise UsageError(f"{path}: a value has the wrong type for its key ({error}); fetch it again") from error
+    """The shape of the model with the configuration ``config``, which was read from ``path``.
 
-
-def _shape(path: Path, config: dict[str, Any]) -> ModelShape:
+    Raises:
+        UsageError: our transformer cannot compute the model, or a value is missing or wrong; names the key.
+    """
     for key, values in _SUPPORTED.items():
         if config.get(key, values[0]) not in values:
             raise UsageError(f"{path}: {key} is {config[key]!r}; supported is only {values[0]!r}")
     for key, value in config.items():
         if key not in _NEUTRAL and key not in _CHECKED and value not in (None, False):
             raise UsageError(
-                f"{path}: {key} is {value!r}, but this version does not know the key; it may change what the model "
-                "computes. Remove it if it does not"
+                f"{path}: {key} is {value!r}, but this version does not know the key, which may affect the outputs of "
+                "the model; remove the key if it does not"
             )
-    missing = [key for key in (*_SIZES.values(), "training_seqlen") if config.get(key) is None]
+    required = (*_SIZES.values(), "training_seqlen")
+    missing = [key for key in required if config.get(key) is None]
     if missing:
-        raise UsageError(f"{path}: the key {missing[0]} is missing; it decides what the model computes")
+        raise UsageError(
+            f"{path}: the key {missing[0]} is missing, which the outputs of the model depend on; copy config.json from "
+            "the release again, or add the key"
+        )
+    counts = {key: config[key] for key in required if key != _SIZES["norm_eps"]}
+    counts |= {key: config[key] for key in ("num_key_value_heads", "base_seqlen") if config.get(key)}
+    for key, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1:
+            raise UsageError(f"{path}: {key} is {value!r}; expected a positive integer")
     sizes = {field: config[key] for field, key in _SIZES.items()}
     heads, width = sizes["n_heads"], sizes["d_model"]
     if width % heads:
@@ -164,17 +173,18 @@ def _shape(path: Path, config: dict[str, Any]) -> ModelShape:
         )
     except ValidationError as error:
         first = error.errors()[0]
-        where = "".join(f"{_SIZES.get(str(field), field)}: " for field in first["loc"])
+        keys = _SIZES | _OTHERS
+        where = "".join(f"{keys.get(str(field), field)}: " for field in first["loc"])
         raise UsageError(f"{path}: not a valid model shape: {where}{in_words(first)}") from error
 
 
 def telechat2_pieces(shape: ModelShape) -> list[Piece]:
-    """The tensors of TeleChat2 for ``shape``, in the order of its releases' layers."""
+    """The tensors of a TeleChat2 checkpoint of ``shape``, layer by layer."""
     sizes = parameter_sizes(shape)
 
     def piece(theirs: str, name: str) -> Piece:
         ours: tuple[Ours, ...] = ((name, None),) if name in sizes else ()
-        # an untied copy where we have one matrix; zeros where we have no bias
+        # TeleChat2 has its own output matrix, so tied embeddings are copied; a bias that we lack is written as zeros.
         if name == "output.weight" and shape.tied_embeddings:
             return Piece(theirs, sizes["embedding.weight"], (("embedding.weight", None),))
         return Piece(theirs, sizes.get(name, (shape.d_model,)), ours)
@@ -207,7 +217,8 @@ def telechat2_pieces(shape: ModelShape) -> list[Piece]:
 
 
 def fused(shape: ModelShape) -> tuple[Callable[..., Tensor], Callable[[Tensor], list[Tensor]]]:
-    """Functions that join keys and values [heads * dim, d] to rows [k of head 0, v of head 0, ...] and split these."""
+    """Two functions: one joins keys and values [heads * dim, d] to rows [k of head 0, v of head 0, k of head 1, ...],
+    the other splits these rows again."""
 
     def join(parts: list[Tensor]) -> Tensor:
         heads = [part.reshape(shape.n_kv_heads, shape.head_dim, *part.shape[1:]) for part in parts]
@@ -221,14 +232,14 @@ def fused(shape: ModelShape) -> tuple[Callable[..., Tensor], Callable[[Tensor], 
 
 
 def export_telechat2(source: Source, dtype: torch.dtype) -> Export:
-    """What a folder of TeleChat2 holds of ``source``.
+    """The files of a TeleChat2 checkpoint with the weights of ``source`` in ``dtype``.
 
     Raises:
-        UsageError: the shape has a feature that the format lacks, by name.
+        UsageError: the model has a feature that the format lacks; names all of them.
     """
     shape = source.shape
     _check_exportable(shape)
-    scaling, length = shape.rope_scaling, source.context_length or _CONTEXT
+    scaling, length = shape.rope_scaling, source.context_length or _DEFAULT_CONTEXT
     base = length
     if scaling is not None:
         length, base = scaling.original_length or length, scaling.base_length or length
@@ -261,20 +272,21 @@ def export_telechat2(source: Source, dtype: torch.dtype) -> Export:
 def _check_exportable(shape: ModelShape) -> None:
     width = shape.n_heads * shape.head_dim
     others = [name for name in shape.biases if name not in ("out", "down")]
+    scaling = shape.rope_scaling
     problems = {
-        "qk_norm: queries and keys are not normalised": shape.qk_norm,
-        "experts: every layer is dense": shape.experts is not None,
-        "attention: it is grouped-query attention": shape.attention is not None,
-        "feed_forward: it is SwiGLU": shape.feed_forward is not None,
-        f"biases: {', '.join(others)} have none": bool(others),
-        f"head_dim: it is d_model / n_heads, and {shape.n_heads} x {shape.head_dim} is not {shape.d_model}": (
+        "it has qk_norm": shape.qk_norm,
+        "it has experts": shape.experts is not None,
+        "its attention is not grouped-query attention": shape.attention is not None,
+        "its feed_forward is not SwiGLU": shape.feed_forward is not None,
+        f"it has biases of {', '.join(others)}": bool(others),
+        f"its head_dim is {shape.head_dim} instead of d_model / n_heads ({shape.d_model} / {shape.n_heads})": (
             width != shape.d_model
         ),
-        f"rope_theta: always {THETA:g}, and here {shape.rope_theta:g}": shape.rope_theta != THETA,
-        "rope_scaling: it scales by the length of the sequence only": (
-            shape.rope_scaling is not None and shape.rope_scaling.kind != "telechat2"
-        ),
+        f"its rope_theta is {shape.rope_theta:g} instead of {THETA:g}": shape.rope_theta != THETA,
+        "its rope_scaling is not of kind telechat2": scaling is not None and scaling.kind != "telechat2",
     }
     found = [problem for problem, there in problems.items() if there]
     if found:
-        raise UsageError(f"TeleChat2 does not support what this model has: {'; '.join(found)}; give another --to")
+        raise UsageError(
+            f"this model cannot be written as TeleChat2: {'; '.join(found)}; choose another format with --to"
+        )
