@@ -120,7 +120,7 @@ def test_the_python_of_the_readme_runs(page: Path, printed: Callable[[str], str]
     with warnings.catch_warnings():
         warnings.simplefilter("error", ExtrapolationWarning)
         said = printed(code)
-    assert re.match(r"\d\.\d\d \(\d\.\d\d to \d\.\d\d\), form: \w+", said)
+    assert re.match(r"\d\.\d\d \(\d\.\d\d to \d\.\d\d\), main form: \w+", said)
 
 
 def test_the_supervised_run_of_the_docs_runs(printed: Callable[[str], str]) -> None:
