@@ -170,6 +170,7 @@ def make_plan(recipe: Recipe, **changes: Any) -> Plan:
         "anneal": study.anneal.tokens,
         "ladder": study.ladder.tokens,
         "target": recipe.training.tokens or study.ladder.tokens,
+        **({} if study.lr is None else {"lr": study.lr.tokens}),
     }
     sizes = {"precision": "fp32", "workers": 1, "mixture_runs": study.mixture.runs, "tokens": tokens}
     return Plan(**{"budget": None, **sizes, "seconds": {}, "flops": {}, "rates": {}, **changes})

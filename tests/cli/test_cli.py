@@ -15,6 +15,7 @@ VERBS = [
     ["corpus"],
     ["study", "mixture"],
     ["study", "anneal"],
+    ["study", "lr"],
     ["study", "ladder"],
     ["predict"],
     ["train"],

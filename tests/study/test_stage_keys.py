@@ -59,6 +59,7 @@ OTHER = {
     "study.ladder.fractions": ([0.2, 0.6, 1.0], ("mixture", "anneal", "target")),
     "study.ladder.families": (["base"], ("mixture", "anneal", "target")),
     "study.ladder.seeds": (2, ("mixture", "anneal", "target")),
+    "study.lr": ({}, STAGES),  # acts through the rates that it finds: tests/study/test_lr.py
     "study.match_repetition": (False, STAGES),  # the target run of this recipe repeats no text
     "lesson": ({"questions": {"families": ["backwards"]}}, STAGES),
     **{f"trackers.{name}": ({}, STAGES) for name in ("tensorboard", "mlflow", "wandb", "trackio")},

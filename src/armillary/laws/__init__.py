@@ -22,7 +22,7 @@ from armillary.laws.estimator import (
     rows_named,
 )
 from armillary.laws.examination import AtChanceError, ExaminationLaw, GainLaw, LeftOutRuns
-from armillary.laws.hyperparameters import HeldOutGrid, HyperparameterLaw, HyperparameterOptimum
+from armillary.laws.hyperparameters import HeldOutGrid, HyperparameterLaw, HyperparameterOptimum, LearningRate
 from armillary.laws.mixture import (
     HeldOut,
     MixtureLaw,
@@ -66,6 +66,7 @@ __all__ = [
     "HeldOutGrid",
     "HyperparameterLaw",
     "HyperparameterOptimum",
+    "LearningRate",
     "LeftOut",
     "LeftOutRuns",
     "MixtureLaw",

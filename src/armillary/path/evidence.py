@@ -17,9 +17,19 @@ from armillary.path.examination import Examined, score_rows
 from armillary.path.taught import Taught, brief
 from armillary.recipe import ArmillaryError, Edge, Recipe, RunResult
 from armillary.store import Store, iso_time
-from armillary.study import AnnealOutcome, Found, LadderOutcome, MixtureOutcome, Plan, TargetOutcome
+from armillary.study import (
+    AnnealOutcome,
+    Found,
+    LadderOutcome,
+    LrOutcome,
+    MixtureOutcome,
+    Plan,
+    TargetOutcome,
+)
 
-STUDIES = ("mixture", "mixture-confirm", "anneal", "ladder", "target")
+STUDIES = ("mixture", "mixture-confirm", "anneal", "lr", "lr-confirm", "ladder", "target")
+_OF_LR = ("lr", "lr-confirm")
+_Outcome = MixtureOutcome | AnnealOutcome | LrOutcome | LadderOutcome | TargetOutcome
 
 
 @dataclass
@@ -32,6 +42,7 @@ class Evidence:
     plan: Plan
     mixture: MixtureOutcome | None = None
     anneal: AnnealOutcome | None = None
+    lr: LrOutcome | None = None
     found: Found | None = None
     ladder: LadderOutcome | None = None
     prediction: dict[str, Any] | None = None
@@ -44,10 +55,7 @@ class Evidence:
     @property
     def unfinished(self) -> list[str]:
         """A sentence for each run that failed for a transient cause, which the next call retries."""
-        stages = {"mixture": self.mixture, "anneal": self.anneal, "ladder": self.ladder, "target": self.target}
-        sentences = [
-            f"{name}: run {row}" for name, found in stages.items() if found is not None for row in found.passing
-        ]
+        sentences = [f"{name}: run {row}" for name, found in self.outcomes.items() for row in found.passing]
         if self.verdict is not None and self.verdict["status"] == "pending":
             sentences.append(f"verdict: {self.verdict['reason']}")
         if self.lesson_failed is not None:
@@ -55,15 +63,27 @@ class Evidence:
         return sentences
 
     @property
+    def outcomes(self) -> dict[str, _Outcome]:
+        """The outcomes of the stages that train runs, as far as they are reached."""
+        stages = {
+            "mixture": self.mixture,
+            "anneal": self.anneal,
+            "lr": self.lr,
+            "ladder": self.ladder,
+            "target": self.target,
+        }
+        return {name: outcome for name, outcome in stages.items() if outcome is not None}
+
+    @property
     def runs(self) -> dict[str, list[str]]:
         """Ids of the runs of each study behind the outcomes, without runs of other plans in the store.
 
-        A run shared by two studies counts for the first.
+        A run shared by two studies counts for the first. Without a learning-rate study, its two names are missing.
         """
-        found: dict[str, list[str]] = {study: [] for study in STUDIES}
+        found: dict[str, list[str]] = {study: [] for study in STUDIES if self.lr is not None or study not in _OF_LR}
         seen: set[str] = set()
-        for outcome in (self.mixture, self.anneal, self.ladder, self.target):
-            for study, runs in outcome.study_runs.items() if outcome is not None else ():
+        for outcome in self.outcomes.values():
+            for study, runs in outcome.study_runs.items():
                 found[study] = [run for run in runs if run not in seen]
                 seen.update(runs)
         return found
@@ -78,7 +98,6 @@ def summary(evidence: Evidence, wall_s: Mapping[str, float]) -> dict[str, Any]:
     done = [result for run in runs if (result := store.result(run)) is not None]
     started = store.started_at(prediction["run"])
     arms, differences = (target.arms, target.differences) if target is not None else ([], [])
-    outcomes = (evidence.mixture, evidence.anneal, evidence.ladder, target)
     weights = evidence.recipe.target_weights
     scores = [] if evidence.examined is None else [asdict(row) for row in score_rows(evidence.examined, weights)]
     return {
@@ -97,8 +116,9 @@ def summary(evidence: Evidence, wall_s: Mapping[str, float]) -> dict[str, Any]:
         "started_at": None if started is None else iso_time(started),
         "mixture": evidence.found.mixture if evidence.found else None,
         "annealing": evidence.found.annealing.name if evidence.found else None,
+        "lr": prediction["spec"]["optimizer"]["lr"],
         "target_run": prediction["run"],
-        "failed": [row.model_dump(mode="json") for outcome in outcomes if outcome for row in outcome.failed],
+        "failed": [row.model_dump(mode="json") for outcome in evidence.outcomes.values() for row in outcome.failed],
         "corpus": evidence.corpus.hash,
         "version": armillary.__version__,
     }

@@ -9,7 +9,7 @@ from armillary.path.taught import Taught
 from armillary.path.teach import BASE, HELD_OUT
 from armillary.recipe import counted
 from armillary.report import ScoreRow, compared_row
-from armillary.study import AnnealOutcome, LadderOutcome, MixtureOutcome, TargetOutcome
+from armillary.study import AnnealOutcome, LadderOutcome, LrOutcome, MixtureOutcome, TargetOutcome
 
 
 def mixture(found: MixtureOutcome) -> str:
@@ -25,6 +25,13 @@ def anneal(found: AnnealOutcome) -> str:
     if found.reason:
         return f"anneal: {found.taken.name}; {found.reason}"
     return f"anneal: {found.taken.name}; {found.best} minus {found.reference} {_between(found)}"
+
+
+def lr(found: LrOutcome) -> str:
+    """The target's peak learning rate beside the rule's, and the comparison with new seeds."""
+    at = found.target
+    rates = "" if at is None else f" (target: tuned {at.lr:.3g}, rule {at.rule:.3g})"
+    return f"lr: {found.taken}{rates}; " + (found.reason or f"tuned minus rule {_between(found)}")
 
 
 def ladder(found: LadderOutcome) -> str:
@@ -94,6 +101,6 @@ def lesson(found: Taught) -> str:
     return line
 
 
-def _between(found: MixtureOutcome | AnnealOutcome) -> str:
+def _between(found: MixtureOutcome | AnnealOutcome | LrOutcome) -> str:
     word = "significant" if found.significant else "not significant"
     return f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}), {word}"

@@ -21,7 +21,7 @@ import armillary
 from armillary import report
 from armillary.goodput import read_events
 from armillary.laws import ExtrapolationError, Prediction, ScalingLaw
-from armillary.path.evidence import STUDIES, Evidence, public_source, spent_flops
+from armillary.path.evidence import Evidence, public_source, spent_flops
 from armillary.path.examination import score_rows
 from armillary.path.samples import sample
 from armillary.path.worth import break_even, multiplier, target_losses
@@ -50,6 +50,7 @@ _COMMANDS = (
 _STAGES = {
     "mixture": ("mixture", "mixture-confirm"),
     "anneal": ("anneal",),
+    "lr": ("lr", "lr-confirm"),
     "ladder": ("ladder",),
     "target": ("target",),
 }
@@ -454,11 +455,10 @@ class _Pages:
 
     def _failed(self) -> list[Any]:
         """The runs without a result in every stage reached."""
-        outcomes = (self.evidence.mixture, self.evidence.anneal, self.evidence.ladder, self.evidence.target)
-        return [row for outcome in outcomes if outcome is not None for row in outcome.failed]
+        return [row for outcome in self.evidence.outcomes.values() for row in outcome.failed]
 
     def _failures(self) -> list[report.FailureRow]:
-        study = {run: name for name in STUDIES for run in self.evidence.runs[name]}
+        study = {run: name for name, runs in self.evidence.runs.items() for run in runs}
         return [
             report.FailureRow(study.get(row.run, ""), row.run, row.status, self._local(row.cause))
             for row in self._failed()
@@ -467,7 +467,7 @@ class _Pages:
     def _cost(self) -> list[report.CostRow]:
         rows, runs = [], self.evidence.runs
         for stage, seconds in self.wall_s.items():
-            ids = [run for study in _STAGES.get(stage, ()) for run in runs[study]]
+            ids = [run for study in _STAGES.get(stage, ()) for run in runs.get(study, ())]
             done = [result for run in ids if (result := self.store.result(run)) is not None]
             for result in done:  # a branch without events counts as if it had trained its trunk's steps too
                 try:
@@ -519,7 +519,7 @@ class _Pages:
             if domain.problem_count:
                 first = self._local(domain.problems[0]) if domain.problems else ""
                 self.notes.append(report.Note("domain", name, first, domain.problem_count))
-        studies = {run: name for name in STUDIES for run in self.evidence.runs[name]}
+        studies = {run: name for name, runs in self.evidence.runs.items() for run in runs}
         lost = [studies.get(row.run, "") for row in self._failed()]
         self.notes += [report.Note("failures", study, count=lost.count(study)) for study in dict.fromkeys(lost)]
 

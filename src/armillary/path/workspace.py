@@ -78,6 +78,7 @@ from armillary.study import (
     found_recipe,
     judge,
     ladder_study,
+    lr_study,
     make_plan,
     mixture_study,
     plan_inputs,
@@ -86,6 +87,7 @@ from armillary.study import (
     remaining,
     restore_target,
     smallest_plan,
+    stages_of,
     train_target,
 )
 from armillary.trackers import Follower, destinations
@@ -267,7 +269,7 @@ class Workspace:
             set_aside = 0.0 if self.recipe.lesson is None else self.recipe.lesson.budget_share
             left = None if budget is None else remaining(budget, time.perf_counter() - begun, set_aside)
             try:
-                plan = make_plan(self.recipe, corpus, executor, STAGES, left)
+                plan = make_plan(self.recipe, corpus, executor, budget=left)
             except SmallBudgetError as error:
                 assert budget is not None
                 raise error.of_whole(budget, time.perf_counter() - begun, set_aside) from error
@@ -282,7 +284,7 @@ class Workspace:
             saved = saved.model_copy(update={"plan": plan, "resized": resized})
         plan = saved.plan
         write_sealed(path, saved.model_dump(mode="json"))
-        for stage in STAGES:
+        for stage in stages_of(self.recipe):
             size = f"{counted(plan.tokens[stage], 'token')}"
             if stage == "mixture":
                 size = f"{counted(plan.mixture_runs, 'run')} of {size}"
@@ -377,6 +379,8 @@ class Workspace:
             if self.recipe.lesson is not None:
                 check_lesson(self.recipe.lesson)
                 check_publishable(self.folder / CHAT)
+        if until == "lr" and self.recipe.study.lr is None:
+            raise UsageError("the recipe has no section study.lr, so the rule is used; add 'lr: {}' under 'study'")
         # A budget given to a study applies to that study alone; given to a later verb, it applies to the whole path.
         resize = next((stage for stage in STUDIES if stage == until and self.budget is not None), None)
         spent = self.wall_s()
@@ -391,10 +395,17 @@ class Workspace:
                     evidence.anneal = anneal_study(lab, evidence.mixture.found)
                 evidence.found = found_recipe(evidence.mixture, evidence.anneal)
                 self.say(lines.anneal(evidence.anneal))
+            if reach >= GOALS.index("lr") and self.recipe.study.lr is not None:
+                assert evidence.anneal is not None and evidence.found is not None
+                with self._stage("lr", lab.store):
+                    evidence.lr = lr_study(lab, evidence.found.mixture, evidence.found.annealing)
+                evidence.found = found_recipe(evidence.mixture, evidence.anneal, evidence.lr)
+                self.say(lines.lr(evidence.lr))
             if reach >= GOALS.index("ladder"):
                 assert evidence.found is not None
                 with self._stage("ladder", lab.store):
-                    evidence.ladder = ladder_study(lab, evidence.found.mixture, evidence.found.annealing)
+                    found = evidence.found
+                    evidence.ladder = ladder_study(lab, found.mixture, found.annealing, found.rates)
                 self.say(lines.ladder(evidence.ladder))
             if reach >= GOALS.index("predict"):
                 assert evidence.found is not None and evidence.ladder is not None
@@ -508,6 +519,7 @@ class Workspace:
             "corpus": lab.corpus.hash,
             "mixture": found.mixture,
             "annealing": found.annealing.model_dump(mode="json"),
+            "lr": spec.optimizer.lr,
             "target_run": {"id": spec.id, **spec.model_dump(mode="json")},
         }
         text = yaml.safe_dump(document, allow_unicode=True, sort_keys=False)

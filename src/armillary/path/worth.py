@@ -61,7 +61,7 @@ def break_even(
     natural = next((row for row in differences if row.reference == "natural" and row.high is not None), None)
     if natural is None or natural.high is None or evidence.prediction is None:
         return None
-    studies = sum(row.flops for row in cost if row.stage in ("mixture", "anneal", "ladder"))
+    studies = sum(row.flops for row in cost if row.stage in ("mixture", "anneal", "lr", "ladder"))
     run = RunSpec.model_validate(evidence.prediction["spec"]).flops
     worth = next(row for row in multipliers if row.reference == "natural")
     if worth.value is None or worth.low is None or worth.high is None:

@@ -18,7 +18,14 @@ Language = Literal["en", "zh"]
 
 _TAG = "tags:\n- armillary\n"
 UNKNOWN = "unknown"
-_STUDIES = {"mixture": "配比研究", "mixture-confirm": "配比重训", "anneal": "退火研究", "ladder": "规模阶梯"}
+_STUDIES = {
+    "mixture": "配比研究",
+    "mixture-confirm": "配比重训",
+    "anneal": "退火研究",
+    "lr": "学习率研究",
+    "lr-confirm": "学习率重训",
+    "ladder": "规模阶梯",
+}
 # Identifiers of licences that Hugging Face lists; any other is "other" with a name.
 _LICENCES = frozenset(
     (

@@ -7,5 +7,5 @@ from typing import Literal, get_args
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 
-Goal = Literal["mixture", "anneal", "ladder", "predict", "target", "verdict", "release"]
+Goal = Literal["mixture", "anneal", "lr", "ladder", "predict", "target", "verdict", "release"]
 GOALS: tuple[Goal, ...] = get_args(Goal)  # in their order

@@ -24,11 +24,13 @@ from armillary.recipe.reader import read_yaml
 from armillary.recipe.run import Decay
 from armillary.recipe.shapes import Document, Family
 from armillary.recipe.trackers import Trackers
-from armillary.recipe.words import first_problem
+from armillary.recipe.words import counted, first_problem
 from armillary.recipe.written import blaming_changes
 
 D = TypeVar("D", bound=Document)
 
+# Fewer runs do not determine a law of the learning rate.
+_LR_RUNS = 6
 # Limits closer together than this leave a single mixture.
 _ROOM = 1e-3
 
@@ -308,19 +310,58 @@ class LadderStudy(Document):
         return self
 
 
+class LrStudy(Document):
+    """Short runs at ``multiples`` of the peak rate that the recipe's rule gives, to tune it for every size.
+
+    ``depths`` defaults to the smallest of the ladder (``Studies.lr_depths``). Each run trains ``fractions`` of
+    ``tokens``. A law of the rate needs six runs: depths times fractions times multiples. The rate that the law chooses
+    is compared with the rule's on ``confirm_seeds`` new seeds.
+    """
+
+    depths: tuple[Depth, ...] | None = Field(default=None, min_length=1)
+    tokens: int = Field(default=200_000, ge=1)
+    fractions: tuple[PositiveShare, ...] = Field(default=(0.25, 0.5, 1.0), min_length=1)
+    multiples: tuple[PositiveFloat, ...] = Field(default=(0.35, 0.7, 1.4, 2.8), min_length=3)
+    confirm_seeds: int = Field(default=3, ge=2)
+
+    @model_validator(mode="after")
+    def _enough_for_a_law(self) -> Self:
+        _unless(_repeated(self, *(("depths",) if self.depths else ()), "fractions", "multiples"), self)
+        depths = 2 if self.depths is None else len(self.depths)
+        runs = depths * len(self.fractions) * len(self.multiples)
+        if runs < _LR_RUNS:
+            raise ValueError(
+                f"{counted(depths, 'depth')}, {counted(len(self.fractions), 'fraction')} and "
+                f"{counted(len(self.multiples), 'multiple')} are {runs} runs; a law needs at least {_LR_RUNS}"
+            )
+        return self
+
+
 class Studies(Document):
-    """The three studies that determine the recipe: mixture, annealing and ladder.
+    """The studies that determine the recipe: mixture, annealing, ladder and, if it has a section, learning rate.
 
     With ``match_repetition``, the runs of the mixture and annealing studies draw from a part of each domain, in
     proportion to their tokens, so that they repeat it as often as the target run does.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("match_repetition",)
+    later: ClassVar[tuple[str, ...]] = ("match_repetition", "lr")
 
     mixture: MixtureStudy = MixtureStudy()
     anneal: AnnealStudy = AnnealStudy()
+    lr: LrStudy | None = None
     ladder: LadderStudy = LadderStudy()
     match_repetition: bool = True
+
+    @property
+    def lr_depths(self) -> tuple[int, ...]:
+        """Depths of the learning-rate study, rising; by default the ladder's smallest three.
+
+        The ladder's largest depth is not among them if that leaves two or more, since it costs more than all others.
+        """
+        if self.lr is None:
+            return ()
+        ladder = sorted(self.ladder.depths)
+        return tuple(sorted(self.lr.depths or ladder[: max(2, min(3, len(ladder) - 1))]))
 
 
 class Recipe(Document):
@@ -411,6 +452,7 @@ class Recipe(Document):
         study = self.study
         wanted = {(self.model.family, depth) for depth in (self.model.depth, study.mixture.depth, study.anneal.depth)}
         wanted |= {(name, depth) for name in study.ladder.families for depth in study.ladder.depths}
+        wanted |= {(self.model.family, depth) for depth in study.lr_depths}
         problems = []
         for name, depth in sorted(wanted):
             try:

@@ -4,6 +4,7 @@ from armillary.study.anneal import AnnealOutcome, anneal_study
 from armillary.study.lab import Annealing, Edge, FailedRun, Lab, Phase, StageOutcome, phases, stage_key
 from armillary.study.ladder import HeldOutRung, LadderOutcome, Point, fit_law, hold_out_rungs, ladder_study
 from armillary.study.limits import Allowed
+from armillary.study.lr import LrOutcome, LrPoint, PeakRates, SizeRate, fit_rates, lr_study
 from armillary.study.mixture import Candidate, MixtureOutcome, mixture_study
 from armillary.study.predictions import (
     INTERVAL,
@@ -29,6 +30,7 @@ from armillary.study.sizing import (
     plan_inputs,
     remaining,
     smallest_plan,
+    stages_of,
 )
 
 __all__ = [
@@ -46,10 +48,14 @@ __all__ = [
     "HeldOutRung",
     "Lab",
     "LadderOutcome",
+    "LrOutcome",
+    "LrPoint",
     "MixtureOutcome",
+    "PeakRates",
     "Phase",
     "Plan",
     "Point",
+    "SizeRate",
     "SmallBudgetError",
     "Stage",
     "StageOutcome",
@@ -58,11 +64,13 @@ __all__ = [
     "examinations",
     "examined",
     "fit_law",
+    "fit_rates",
     "forecast",
     "found_recipe",
     "hold_out_rungs",
     "judge",
     "ladder_study",
+    "lr_study",
     "make_plan",
     "mixture_study",
     "phases",
@@ -73,6 +81,7 @@ __all__ = [
     "restore_target",
     "smallest_plan",
     "stage_key",
+    "stages_of",
     "target_spec",
     "train_target",
 ]

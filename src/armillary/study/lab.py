@@ -197,7 +197,8 @@ class Annealing(Document):
 class RunSize:
     """The size of a run: its shape, its steps with those of the warm-up, and the steps between validations.
 
-    ``validation_every`` None leaves the interval to the trainer. ``text_share`` is as in ``RunSpec``.
+    ``validation_every`` None leaves the interval to the trainer. ``text_share`` is as in ``RunSpec``. ``lr`` is the
+    peak learning rate; None is the recipe's rule.
     """
 
     shape: ModelShape
@@ -205,6 +206,7 @@ class RunSize:
     warmup_steps: int = 0
     validation_every: int | None = None
     text_share: float = 1.0
+    lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -275,7 +277,7 @@ class Lab:
             mixture=tuple(phases),
             schedule=schedule,
             optimizer=OptimizerSpec(
-                lr=training.peak_lr(size.shape.d_model),
+                lr=training.peak_lr(size.shape.d_model) if size.lr is None else size.lr,
                 weight_decay=training.weight_decay,
                 grad_clip=training.grad_clip,
                 z_loss=training.z_loss,
@@ -433,6 +435,7 @@ class Lab:
         sizes: list[tuple[str, int, Stage]] = [
             (family, study.mixture.depth, "mixture"),
             (family, study.anneal.depth, "anneal"),
+            *((family, depth, "lr") for depth in study.lr_depths),
             *((name, depth, "ladder") for name in study.ladder.families for depth in study.ladder.depths),
             (family, self.recipe.model.depth, "target"),
         ]

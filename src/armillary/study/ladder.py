@@ -17,6 +17,7 @@ import numpy as np
 from armillary.laws import ExtrapolationError, ExtrapolationWarning, Prediction, ScalingLaw, SetAsideWarning
 from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError, counted
 from armillary.study.lab import Annealing, Lab, RunSize, StageOutcome, laws_speak_of, quiet
+from armillary.study.lr import PeakRates
 
 _SEED = 3000
 MIN_POINTS = 6
@@ -95,10 +96,13 @@ class LadderOutcome(StageOutcome):
         return np.array([p.target if domain is None else p.loss[domain] for p in self.points if p.family == family])
 
 
-def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> LadderOutcome:
-    """Run the ladder with ``mixture`` and ``annealing``, or return its recorded outcome.
+def ladder_study(
+    lab: Lab, mixture: dict[str, float], annealing: Annealing, rates: PeakRates | None = None
+) -> LadderOutcome:
+    """Run the ladder with ``mixture``, ``annealing`` and ``rates``, or return its recorded outcome.
 
-    A family with too few points is left out of the comparison.
+    Without ``rates``, the peak learning rates follow the recipe's rule. A family with too few points is left out of the
+    comparison.
 
     Raises:
         ArmillaryError: too few points for a law of the target's family; the next call retries runs with a transient
@@ -114,10 +118,11 @@ def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> L
     for family in study.families:
         for depth in study.depths:
             shape = lab.shape(family, depth)
+            lr = None if rates is None else rates.ladder[f"{family}/{depth}"]
             for seed in range(_SEED, _SEED + study.seeds):
                 for fraction in study.fractions:
                     steps = max(2, round(fraction * longest))
-                    spec = lab.annealed(RunSize(shape, steps, warmup), annealing, mixture, seed)
+                    spec = lab.annealed(RunSize(shape, steps, warmup, lr=lr), annealing, mixture, seed)
                     specs[spec.id] = (family, depth, seed, spec)
     every = [spec for *_, spec in specs.values()]
     key = lab.key(every, [[family, depth] for family, depth, *_ in specs.values()], recipe.model.family)

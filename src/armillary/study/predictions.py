@@ -26,6 +26,7 @@ from armillary.recipe import ArmillaryError, Document, RunSpec, canonical_hash, 
 from armillary.study.anneal import AnnealOutcome
 from armillary.study.lab import Annealing, FailedRun, Lab, Phase, RunSize, StageOutcome, Trained, phases
 from armillary.study.ladder import LadderOutcome, fit_law
+from armillary.study.lr import LrOutcome, PeakRates
 from armillary.study.mixture import MixtureOutcome
 from armillary.study.sizing import TARGET_LOOKS
 
@@ -39,12 +40,16 @@ _TOO_LATE = (
 
 
 class Found(Document):
-    """The recipe that the studies found, and the two plain mixtures for comparison, all within the limits."""
+    """The recipe that the studies found, and the two plain mixtures for comparison, all within the limits.
+
+    ``rates`` are the tuned peak learning rates; None is the recipe's rule.
+    """
 
     mixture: dict[str, float]
     natural: dict[str, float]
     uniform: dict[str, float]
     annealing: Annealing
+    rates: PeakRates | None = None
 
 
 class Arm(Document):
@@ -121,9 +126,15 @@ class TargetOutcome(StageOutcome):
         return {"target": list(dict.fromkeys([*(run for arm in self.arms for run in arm.runs), *self.lost]))}
 
 
-def found_recipe(mixture: MixtureOutcome, anneal: AnnealOutcome) -> Found:
-    """The mixture and the annealing that the two studies found."""
-    return Found(mixture=mixture.found, natural=mixture.natural, uniform=mixture.uniform, annealing=anneal.taken)
+def found_recipe(mixture: MixtureOutcome, anneal: AnnealOutcome, lr: LrOutcome | None = None) -> Found:
+    """The mixture, the annealing and the peak learning rates that the studies found."""
+    return Found(
+        mixture=mixture.found,
+        natural=mixture.natural,
+        uniform=mixture.uniform,
+        annealing=anneal.taken,
+        rates=None if lr is None else lr.rates,
+    )
 
 
 def target_spec(lab: Lab, found: Found, weights: dict[str, float], seed: int) -> RunSpec:
@@ -135,6 +146,7 @@ def target_spec(lab: Lab, found: Found, weights: dict[str, float], seed: int) ->
         steps,
         warmup_steps=round(recipe.training.warmup_share * steps),
         validation_every=math.ceil(steps / TARGET_LOOKS),
+        lr=None if found.rates is None else found.rates.target,
     )
     return lab.annealed(size, found.annealing, weights, seed)
 

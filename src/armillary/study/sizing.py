@@ -17,8 +17,9 @@ from armillary.launch import Probe
 from armillary.recipe import Document, ModelShape, Recipe, UsageError, parse_budget
 from armillary.study.rates import Fleet, Precision, faster_precision, train_rates
 
-Stage = Literal["mixture", "anneal", "ladder", "target"]
-STAGES: tuple[Stage, ...] = ("mixture", "anneal", "ladder", "target")
+Stage = Literal["mixture", "anneal", "lr", "ladder", "target"]
+# In their order; a recipe without a section ``study.lr`` has no stage ``lr`` (see ``stages_of``).
+STAGES: tuple[Stage, ...] = ("mixture", "anneal", "lr", "ladder", "target")
 
 # The cost of validation in training tokens: a forward pass is a third of a training step.
 _FORWARD_SHARE = 1 / 3
@@ -27,7 +28,9 @@ _SLACK = 1.12
 # Seconds for fitting the laws, starting workers, the report and the export: an allowance, the same for every recipe.
 _RESERVE_S, _RESERVE_SHARE = 22.0, 0.1
 # The shares of the studies in the budget that the target run leaves.
-_SHARES: dict[Stage, float] = {"mixture": 0.55, "anneal": 0.15, "ladder": 0.3}
+_SHARES: dict[Stage, float] = {"mixture": 0.55, "anneal": 0.15, "lr": 0.15, "ladder": 0.3}
+# Multiples of the rate that a size may get beyond the end of the grid.
+LR_BEYOND = 2
 _MIN_STEPS = 60
 # The number of validations of a target run.
 TARGET_LOOKS = 4
@@ -53,6 +56,11 @@ class Plan(Document):
     def size(self, *stages: Stage) -> list[Any]:
         """The part of the plan that determines the runs of these stages."""
         return [self.precision, self.mixture_runs, *[self.tokens[stage] for stage in stages]]
+
+
+def stages_of(recipe: Recipe) -> tuple[Stage, ...]:
+    """The stages of a recipe, in their order."""
+    return tuple(stage for stage in STAGES if stage != "lr" or recipe.study.lr is not None)
 
 
 def smallest_plan() -> Plan:
@@ -99,15 +107,17 @@ def make_plan(
     recipe: Recipe,
     corpus: Corpus,
     executor: Fleet,
-    stages: tuple[Stage, ...] = STAGES,
+    stages: tuple[Stage, ...] | None = None,
     budget: str | None = None,
 ) -> Plan:
-    """Size the given stages for ``budget``, by default the recipe's; without a budget, use the recipe's sizes.
+    """Size the given stages (by default all of the recipe) for ``budget``, by default the recipe's; without a budget,
+    use the recipe's sizes.
 
     Raises:
         SmallBudgetError: the budget is too small for the smallest sensible study; the message names a sufficient
             budget.
     """
+    stages = stages or stages_of(recipe)
     shapes = _shapes(recipe, corpus)
     precision, rates = _measure(recipe, shapes, executor)
     tokens: dict[Stage, int] = {
@@ -116,6 +126,8 @@ def make_plan(
         "ladder": recipe.study.ladder.tokens,
         "target": recipe.training.tokens or 0,
     }
+    if recipe.study.lr is not None:
+        tokens["lr"] = recipe.study.lr.tokens
     runs = recipe.study.mixture.runs
     budget = budget or recipe.budget
     if budget is not None:
@@ -217,6 +229,13 @@ class _Costs:
             share = 1 - min(a.shares) + branches * sum(a.shares)
             looks = 1 + branches * len(a.shares)
             return a.seeds * (tokens * share + looks * look) * cost[f"{family}/{a.depth}"]
+        if stage == "lr":
+            lr = study.lr
+            assert lr is not None
+            share, looks = 1 + max(study.anneal.shares) * (sum(lr.fractions) - 1), 1 + len(lr.fractions)
+            costs = [cost[f"{family}/{depth}"] for depth in study.lr_depths]
+            grid = (len(lr.multiples) + LR_BEYOND) * (tokens * share + looks * look) * sum(costs)
+            return grid + 2 * lr.confirm_seeds * (tokens + look) * costs[-1]
         if stage == "ladder":
             share = 1 + max(study.anneal.shares) * (sum(study.ladder.fractions) - 1)
             looks = 1 + len(study.ladder.fractions)
@@ -248,7 +267,7 @@ class _Sizing:
                 tokens["target"] = self._solve("target", runs, value * recipe.training.budget_share)
             value -= self.costs.of("target", tokens["target"], runs)
         # The mixture comes last: it gets the rest of the stages that reach the target's own number of tokens.
-        studies: list[Stage] = [stage for stage in ("ladder", "anneal", "mixture") if stage in self.stages]
+        studies: list[Stage] = [stage for stage in ("ladder", "lr", "anneal", "mixture") if stage in self.stages]
         weight = sum(_SHARES[stage] for stage in studies)
         for stage in studies:
             allowed = value * _SHARES[stage] / weight
@@ -299,6 +318,7 @@ def _shapes(recipe: Recipe, corpus: Corpus) -> dict[str, ModelShape]:
     study, family = recipe.study, recipe.model.family
     wanted = [(family, study.mixture.depth), (family, study.anneal.depth), (family, recipe.model.depth)]
     wanted += [(name, depth) for name in study.ladder.families for depth in study.ladder.depths]
+    wanted += [(family, depth) for depth in study.lr_depths]
     return {f"{n}/{d}": recipe.family(n).shape(d, corpus.vocab_size) for n, d in dict.fromkeys(wanted)}
 
 

@@ -47,6 +47,55 @@ def show_anneal(found: Any) -> None:
     )
 
 
+def show_lr(found: Any) -> None:
+    """Print the target loss by rate and size, the law's rates, and the comparison with the rule."""
+    cells = list(dict.fromkeys((p.depth, p.tokens) for p in found.points))
+    losses = {(p.depth, p.tokens, p.multiple): p.target for p in found.points}
+    rows = [
+        [f"{multiple:.3g}", *(losses.get((*cell, multiple)) for cell in cells)]
+        for multiple in sorted({p.multiple for p in found.points})
+    ]
+    columns = ["times the rule", *(f"depth {depth}, {tokens:,} tokens" for depth, tokens in cells)]
+    show_table("target loss by peak learning rate (nats per token)", columns, rows)
+    rows = [
+        [
+            f"{s.of} {s.depth}",
+            s.parameters,
+            s.tokens,
+            f"{s.rule:.3g}",
+            f"{s.lr:.3g}",
+            f"{s.best:.3g} ({s.low:.2g} to {s.high:.2g})",
+            f"{s.flat[0]:.2g} to {s.flat[1]:.2g}",
+            f"{s.gain:+.2%} ({s.gain_low:+.2%} to {s.gain_high:+.2%})",
+            f"{s.probability:.0%}",
+        ]
+        for s in found.sizes
+    ]
+    show_table(
+        "peak learning rate by the law",
+        [
+            "depth",
+            "parameters",
+            "tokens",
+            "rule",
+            "tuned",
+            "best (90%)",
+            "within 0.1%",
+            "the rule costs",
+            "probability",
+        ],
+        rows,
+    )
+    for text in found.warnings:
+        out.print(text, highlight=False)
+    out.print(
+        found.reason
+        or f"tuned minus rule: {found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}), "
+        f"{'significant: the tuned rates are used' if found.significant else 'not significant: the rule is used'}",
+        highlight=False,
+    )
+
+
 def show_ladder(found: Any) -> None:
     """Print the points of the ladder."""
     rows = [[p.family, p.depth, p.parameters, p.tokens, p.target] for p in found.points]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from armillary.cli.app import app
-from armillary.cli.show.studies import show_anneal, show_ladder, show_mixture
+from armillary.cli.show.studies import show_anneal, show_ladder, show_lr, show_mixture
 from armillary.cli.workspaces import stage_verb
 
 study_app = typer.Typer(help="Small runs to find a recipe.", no_args_is_help=True)
@@ -21,6 +21,11 @@ study_app.command(
     help="Find the annealing: one stable trunk, branches that decay from it. Runs the mixture study first if needed."
     "\n\nExample: armillary study anneal recipe.yaml",
 )(stage_verb("anneal", "anneal", show_anneal))
+study_app.command(
+    "lr",
+    help="Tune the peak learning rate: a grid of small runs, a law, a confirmation. Needs a section `study.lr`."
+    "\n\nExample: armillary study lr recipe.yaml",
+)(stage_verb("lr", "lr", show_lr))
 study_app.command(
     "ladder",
     help="Train the ladder: models of growing size and tokens with the recipe found. Runs earlier studies if needed."

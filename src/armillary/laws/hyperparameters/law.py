@@ -32,7 +32,7 @@ from armillary.laws.estimator import (
     require_fitted,
 )
 from armillary.laws.hyperparameters import basin
-from armillary.laws.hyperparameters.basin import COUNT, FORMS, NAMES, Rows
+from armillary.laws.hyperparameters.basin import COUNT, FORMS, NAMES, OPTIMUM, Rows
 from armillary.laws.values import Array as ArrayField
 from armillary.laws.values import Codec, Fields, Listed, Mapped, Number, Record, Text, Together, Whole
 from armillary.recipe import UsageError, counted
@@ -87,6 +87,27 @@ class HyperparameterOptimum:
     loss: Prediction
     lr_flat: tuple[float, float]
     bs_flat: tuple[float, float]
+    extrapolation: float
+
+
+@dataclass(frozen=True)
+class LearningRate:
+    """A learning rate for one (N, D) and batch size, chosen instead of another one.
+
+    Attributes:
+        lr: the chosen rate.
+        best: the rate with the lowest expected loss, with the interval of the true best rate, scalars.
+        flat: lowest and highest rate that cost less than 0.1 % of the loss at ``best``.
+        gain: relative excess of the loss at the other rate over that at ``lr``, with its interval, scalars.
+        probability: that the expected loss at ``lr`` is below that at the other rate.
+        extrapolation: compute N * D over the largest compute fitted.
+    """
+
+    lr: float
+    best: Prediction
+    flat: tuple[float, float]
+    gain: Prediction
+    probability: float
     extrapolation: float
 
 
@@ -311,6 +332,72 @@ class HyperparameterLaw(Estimator):
         run = [[N, D, *np.exp(middle)]]
         loss = Prediction(*(part[0] for part in self.predict(run, interval)))
         return HyperparameterOptimum(lr, bs, loss, flat[0], flat[1], float(self.extrapolation(run)[0]))
+
+    def better_lr(
+        self,
+        size: tuple[float, float, float],
+        other: float,
+        most: float = np.inf,
+        sure: float = 0.95,
+        interval: float = 0.9,
+    ) -> LearningRate:
+        """A learning rate that is better than another one for a model of N parameters on D tokens.
+
+        It is the rate with the lowest expected loss among those that are better than ``other`` with a probability of
+        at least ``sure``. Far from the fitted runs it therefore stays near ``other``. Without such a rate it is the
+        best of all, and ``probability`` is below ``sure``. Unlike ``optimum``, this keeps the batch size, so runs of a
+        single batch size suffice. The scatter of lr* between (N, D) is part of all intervals and probabilities.
+
+        Args:
+            size: N, D and batch size, the latter in the unit of ``fit``.
+            other: the learning rate to compare with.
+            most: upper limit of the rate.
+            sure: see above.
+            interval: probability that each interval covers.
+
+        Raises:
+            UsageError: not fitted; a value that is not positive; an interval outside (0, 1).
+            ExtrapolationError: N, D or N * D is too far beyond the fitted runs.
+        """
+        require_fitted(self, "parameters_")
+        n, d, bs = size
+        point = np.log(checked_positive("size", [[n, d, other, bs]], columns=4, labels=COLUMNS))
+        tail = (1 - checked_interval(interval)) / 2
+        self._check_reach(point)
+        offset, offset_std = (part[0, 1:] for part in self._offset(point))
+        at = point[0] - self._centre
+        at[2:] -= offset
+        rng = np.random.default_rng(self.seed)
+        draws = self._draws.copy()
+        draws[:, OPTIMUM.start : OPTIMUM.start + 2] += offset_std * rng.standard_normal((len(draws), 2))
+        to_log = self._centre[2] + offset[0]
+        rates = basin.lowest(self._theta[None], at[:2])[0, 0] + np.linspace(-6, 6, 2401)
+        if np.isfinite(most):
+            rates = np.append(rates[rates < np.log(most) - to_log], np.log(most) - to_log)
+        x = np.tile(at, (len(rates) + 1, 1))
+        x[:-1, 2] = rates
+        heights, there = np.split(basin.height(draws, x), [len(rates)], axis=1)
+        cost = heights.mean(0)
+        valley = rates[heights.argmin(1)][:, None]
+        # The error of the form grows with the height in the basin. On one side of it, all rates share this error.
+        left, right = 1 + self._far * rng.standard_normal((2, len(draws), 1))
+        heights = heights * np.where(rates < valley, left, right)
+        there = there * np.where(at[2] < valley, left, right)
+        probability = (heights < there).mean(0)
+        allowed = probability >= sure
+        chosen = int(np.where(allowed, cost, np.inf).argmin()) if allowed.any() else int(cost.argmin())
+        gain = np.expm1(there[:, 0] - heights[:, chosen])
+        best = np.exp(rates[cost.argmin()] + to_log)
+        low, high = np.quantile(np.exp(valley + to_log), [tail, 1 - tail])
+        inside = np.exp(rates[cost <= cost.min() + FLAT] + to_log)
+        return LearningRate(
+            float(np.exp(rates[chosen] + to_log)),
+            Prediction(best, np.minimum(low, best), np.maximum(high, best)),
+            (float(inside[0]), float(inside[-1])),
+            Prediction(gain.mean(), *np.quantile(gain, [tail, 1 - tail])),
+            float(probability[chosen]),
+            float(self.extrapolation(np.exp(point))[0]),
+        )
 
     def probe(self) -> list[Array]:
         """Predictions at the centre of the runs; a law file holds them to detect code of another version."""
