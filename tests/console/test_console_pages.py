@@ -9,15 +9,18 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from made import links, metrics
 
+import fakes
 from armillary.console.pages import examinations
 from armillary.recipe import RunSpec
 from armillary.store import Reader, RunFilter, Store
+from armillary.study import Annealing, lr_study
 
 PAGES = ("/", "/studies", "/runs", "/predictions", "/goodput", "/examinations", "/lineage", "/compare")
 
@@ -78,6 +81,26 @@ def test_the_studies_show_choice_candidates_law_and_design(built, client):
     assert shown.count('<circle class="dot') + shown.count('<path class="dot') > 30
     (ladder,) = {link for link in links(first) if link.startswith("/outcomes/0/ladder/")}
     assert ok(here, ladder).count("depth ") >= 2
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_learning_rate_study_shows_its_choice_its_runs_and_the_rates(
+    workspace, client, tmp_path, language, monkeypatch
+):
+    monkeypatch.setattr("armillary.study.lr._DRAWS", 20)
+    store = Store(workspace / "store")
+    lab = fakes.make_lab(tmp_path / "unused", fakes.make_recipe(study__lr={}))
+    lab = replace(lab, store=store, executor=fakes.FakeExecutor(store))
+    outcome = lr_study(lab, {"a": 0.4, "b": 0.3, "c": 0.3}, Annealing(share=0.2, shape="linear"))
+    store.close()
+    here = client(workspace)
+    here.get(f"/set?language={language}&theme=dark&back=/")
+    (address,) = {link for link in links(ok(here, "/")) if link.startswith("/outcomes/0/lr/")}
+    shown = ok(here, address)
+    assert {"en": "Peak learning rates", "zh": "峰值学习率"}[language] in shown
+    assert shown.count('<circle class="dot') + shown.count('<path class="dot') >= len(outcome.points)
+    assert shown.count("<tr>") > len(outcome.sizes) and "<pre>" not in shown
+    assert ok(here, "/studies/0?name=lr")
 
 
 def test_predictions_show_interval_verdict_calibration_chain_and_budget(built, client):

@@ -23,10 +23,10 @@ from armillary.laws import ExtrapolationWarning, ScalingLaw
 from armillary.path import Evidence, Workspace
 from armillary.path.evidence import lineage, summary
 from armillary.path.pages import report_data
-from armillary.recipe import CorpusSpec, RunSpec
+from armillary.recipe import LANGUAGES, CorpusSpec, LrStudy, RunSpec
 from armillary.report import ReportData, write_report
 from armillary.store import Store
-from armillary.study import Lab, mixture
+from armillary.study import Lab, lr_study, mixture
 from fakes import QuickLaw
 
 WALL = {"corpus": 1.0, "mixture": 2.0, "anneal": 1.0, "ladder": 1.0, "target": 3.0}
@@ -254,6 +254,29 @@ def test_a_report_of_the_first_stages_alone(lab: Lab, tmp_path: Path) -> None:
         assert (data.recipe is not None) is (last == "prediction")
         html_of(data, tmp_path, "zh" if last == "anneal" else "en")
         setattr(evidence, last, None)
+
+
+def test_a_learning_rate_study_has_its_section_its_runs_and_its_caveats(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("armillary.study.lr._DRAWS", 20)
+    evidence = evidence_of(lab)
+    assert evidence.found is not None
+    study = lab.recipe.study.model_copy(update={"lr": LrStudy(fractions=(1.0,))})
+    tuning = replace(
+        lab,
+        recipe=lab.recipe.model_copy(update={"study": study}),
+        plan=lab.plan.model_copy(update={"tokens": {**lab.plan.tokens, "lr": 8_000}}),
+    )
+    evidence.lr = lr_study(tuning, evidence.found.mixture, evidence.found.annealing)
+    data = data_of(evidence, tmp_path)
+    assert data.lr is not None and len(data.lr.lines) == 2 and data.lr.rows[-1].of == "target"
+    assert all(line.law for line in data.lr.lines) and data.lr.taken == evidence.lr.taken == "rule"
+    assert any(row.what == "lr" and row.command.startswith("armillary study lr") for row in data.reproduce)
+    assert evidence.lr.reason in [note.detail for note in data.notes]
+    assert set(lineage(evidence)["argued_by"]) >= {"lr", "lr-confirm"}
+    for language in LANGUAGES:
+        assert '<section id="lr">' in html_of(data, tmp_path, language)
 
 
 def test_the_lineage_is_of_the_run_that_is_published(lab: Lab) -> None:

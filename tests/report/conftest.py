@@ -27,6 +27,9 @@ from armillary.report import (
     LineageRow,
     LossCurve,
     LrCurve,
+    LrLine,
+    LrPart,
+    LrRow,
     MixtureChoice,
     MixturePart,
     Multiplier,
@@ -105,6 +108,23 @@ def fit(domain: str, predicted: np.ndarray, measured: np.ndarray, form: str) -> 
     rho = float(np.corrcoef(*ranks)[0, 1])
     rmse = float(np.sqrt(np.mean((predicted - measured) ** 2)))
     return DomainFit(domain, predicted.tolist(), measured.tolist(), rho, rmse, form)
+
+
+def lr_part(rng: np.random.Generator) -> LrPart:
+    multiples = [0.35, 0.7, 1.4, 2.8, 5.6]
+    lines, rows = [], []
+    for depth in (1, 2, 3):
+        for tokens in (75_000, 300_000):
+            base = 4.6 - 0.3 * depth - 2e-7 * tokens
+            law = [base * (1 + 0.02 * np.log(m / 2) ** 2) for m in multiples]
+            noisy = [loss + float(rng.normal(0, 0.01)) for loss in law]
+            lines.append(LrLine(depth, tokens, multiples, noisy, list(zip(multiples, law, strict=True))))
+    for of, depth, tokens in (("tuned", 2, 300_000), ("ladder", 4, 900_000), ("target", 6, 9_000_000)):
+        rule = 4e-3 / depth
+        rates = (rule, 1.8 * rule, 2 * rule, 1.3 * rule, 3.1 * rule, (1.6 * rule, 2.5 * rule))
+        rows.append(LrRow(of, depth, 10**5 * depth, tokens, *rates, 0.012, 0.004, 0.021, 0.985))
+    confirm = {"rule": [4.01, 4.02, 4.03], "tuned": [3.95, 3.97, 3.96]}
+    return LrPart(lines, rows, taken="tuned", depth=2, confirm=confirm, difference=(-0.06, -0.08, -0.04))
 
 
 def anneal_part(rng: np.random.Generator) -> AnnealPart:
@@ -209,6 +229,7 @@ def full_report() -> ReportData:
         ],
         mixture=mixture_part(rng),
         anneal=anneal_part(rng),
+        lr=lr_part(rng),
         ladder=ladder_part(rng),
         record=[
             RecordRow("mixture_law", "confirm", 110, 97, 0.011, 0.052, 1.0),

@@ -40,7 +40,7 @@ from armillary.report import (
 from armillary.report import format as fmt
 from armillary.report.text import STRINGS, Words
 
-STUDIES = ["mixture", "mixture-confirm", "anneal", "ladder", "target"]
+STUDIES = ["mixture", "mixture-confirm", "anneal", "lr", "lr-confirm", "ladder", "target"]
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 
 
@@ -327,6 +327,7 @@ PARTS = [
     "corpus",
     "mixture",
     "anneal",
+    "lr",
     "ladder",
     "prediction",
     "arms",

@@ -26,6 +26,8 @@ from armillary.report import (
     FailureRow,
     LadderPart,
     LadderPoint,
+    LrLine,
+    LrPart,
     MixtureChoice,
     MixturePart,
     Multiplier,
@@ -102,6 +104,27 @@ def test_the_annealing_taken_is_described_as_it_was_tested(part: AnnealPart, tmp
     assert f"over the last {taken}" in text
     count = len(part.branches)
     assert f"Tested: {count} ending{'s' * (count != 1)} of training." in text
+
+
+# --- the choice of the learning rate -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("taken", "difference", "said"),
+    [
+        ("tuned", (-0.06, -0.08, -0.04), "significantly lower than at the rule"),
+        ("tuned", None, "use the tuned rates without a test"),
+        ("rule", (-0.01, -0.03, 0.01), "not significantly better"),
+        ("rule", None, "use the rule; the caveats give the reason"),
+    ],
+)
+def test_the_learning_rate_taken_is_described_as_it_was_tested(
+    taken: str, difference: tuple[float, float, float] | None, said: str, tmp_path: Path
+) -> None:
+    line = LrLine(2, 1000, [0.5, 1, 2], [3.2, 3.1, 3.3])
+    part = LrPart([line], [], taken=taken, depth=2, confirm={}, difference=difference)
+    text = page(tmp_path, lr=part)
+    assert said in text and ("significant" in text) is (difference is not None)
 
 
 # --- the choice among mixtures -------------------------------------------------------------------------------------

@@ -27,11 +27,13 @@ from armillary.path.samples import sample
 from armillary.path.worth import break_even, multiplier, target_losses
 from armillary.recipe import ArmillaryError, DamagedFileError, RunSpec
 from armillary.store import iso_time
-from armillary.study import AnnealOutcome, MixtureOutcome, fit_law, hold_out_rungs, phases
+from armillary.study import AnnealOutcome, LrOutcome, MixtureOutcome, fit_law, fit_rates, hold_out_rungs, phases
 from armillary.train import load_trained, read_metrics
 
 # Points of a training curve, and the minimum steps per point; a single batch is too noisy.
 _CURVE_POINTS, _CURVE_STEPS = 60, 4
+# Points of a drawn law of the learning rate, and how far it is drawn: runs above are not part of its fit.
+_BASIN_POINTS, _BASIN_HEIGHT = 40, 1.1
 # The scaling law's warning about a far target, which the page says in its own language.
 _REACH = re.compile(
     r"([^ ]+) times the largest compute of the runs; .* tested the law up to ([^ ]+) times the compute$"
@@ -40,6 +42,7 @@ _COMMANDS = (
     ("corpus", "corpus"),
     ("mixture", "study mixture"),
     ("anneal", "study anneal"),
+    ("lr", "study lr"),
     ("ladder", "study ladder"),
     ("predict", "predict"),
     ("target", "train"),
@@ -96,6 +99,7 @@ class _Pages:
             recipe=self._recipe(),
             mixture=None if evidence.mixture is None else _mixture_part(evidence, evidence.mixture),
             anneal=None if evidence.anneal is None else self._anneal_part(evidence.anneal),
+            lr=None if evidence.lr is None else _lr_part(evidence.lr),
             ladder=self._ladder_part(),
             record=self._record_rows(),
             prediction=self._prediction_part(),
@@ -484,7 +488,8 @@ class _Pages:
 
     def _commands(self) -> list[report.Command]:
         place = shlex.quote(self.folder.name) + ("" if self.own_database else " --database URL")
-        return [report.Command(what, f"armillary {verb} {place}") for what, verb in _COMMANDS]
+        commands = [one for one in _COMMANDS if one[0] != "lr" or self.evidence.lr is not None]
+        return [report.Command(what, f"armillary {verb} {place}") for what, verb in commands]
 
     def _lineage_rows(self) -> list[report.LineageRow]:
         rows = [report.LineageRow("corpus", self.evidence.corpus.hash)]
@@ -496,15 +501,17 @@ class _Pages:
     def _remember(self) -> None:
         """Further notes for the reader."""
         mixture, anneal, prediction = self.evidence.mixture, self.evidence.anneal, self.evidence.prediction
-        for stage, outcome in (("mixture", mixture), ("anneal", anneal)):
+        lr = self.evidence.lr
+        for stage, outcome in (("mixture", mixture), ("anneal", anneal), ("lr", lr)):
             if outcome is None:
                 continue
             if outcome.reason:
                 self.notes.append(report.Note("reason", stage, self._local(outcome.reason)))
             for edge in outcome.edges:
-                what = f"edge_{edge.of}" if stage == "anneal" else f"edge_{edge.by}"
-                value = f"{edge.value:g}" if edge.of == "sharpen" else f"{100 * edge.value:.3g}%"
-                self.notes.append(report.Note(what, "" if stage == "anneal" else edge.of, value, end=edge.end))
+                what = f"edge_{edge.by}" if stage == "mixture" else f"edge_{edge.of}"
+                value = f"{edge.value:.3g}" if edge.of in ("sharpen", "lr") else f"{100 * edge.value:.3g}%"
+                self.notes.append(report.Note(what, edge.of if stage == "mixture" else "", value, end=edge.end))
+        self.notes += [report.Note("lr_reach", detail=text) for text in (lr.warnings if lr is not None else ())]
         if self.evidence.lesson_failed is not None:
             self.notes.append(report.Note("lesson", detail=self._local(self.evidence.lesson_failed)))
         for name in mixture.adjusted if mixture is not None else ():
@@ -587,6 +594,32 @@ def _mixture_part(evidence: Evidence, found: MixtureOutcome) -> report.MixturePa
         )
         if found.rounds
         else None,
+    )
+
+
+def _lr_part(found: LrOutcome) -> report.LrPart:
+    law = fit_rates(found.points, found.batch_tokens) if found.sizes else None
+    lines = []
+    for depth, tokens in sorted({(point.depth, point.tokens) for point in found.points}):
+        own = sorted((p for p in found.points if (p.depth, p.tokens) == (depth, tokens)), key=lambda p: p.multiple)
+        multiples = [point.multiple for point in own]
+        basin: list[tuple[float, float]] = []
+        if law is not None:
+            along = np.geomspace(multiples[0], multiples[-1], _BASIN_POINTS)
+            at = own[0].lr / own[0].multiple * own[0].scale * along
+            table = [[own[0].parameters, tokens, rate, found.batch_tokens] for rate in at]
+            losses = law.predict(table).mean
+            near = losses <= _BASIN_HEIGHT * losses.min()
+            basin = list(zip(along[near].tolist(), losses[near].tolist(), strict=True))
+        lines.append(report.LrLine(depth, tokens, multiples, [point.target for point in own], basin))
+    complete = bool(found.confirm) and all(len(arm.measured) == len(arm.runs) for arm in found.confirm)
+    return report.LrPart(
+        lines=lines,
+        rows=[report.LrRow(**row.model_dump(exclude={"extrapolation"})) for row in found.sizes],
+        taken=found.taken,
+        depth=max((row.depth for row in found.sizes if row.of == "tuned"), default=0),
+        confirm={arm.name: arm.measured for arm in found.confirm},
+        difference=(found.difference, found.low, found.high) if complete else None,
     )
 
 

@@ -47,6 +47,7 @@ from armillary.report.view import (
     DomainFit,
     LadderPart,
     LossCurve,
+    LrPart,
     MixturePart,
     PredictionRow,
     ScoreRow,
@@ -249,6 +250,42 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
     ax.set(xlabel=words("decay_share"), ylabel=words("with_unit", what=words("target_loss"), unit=words("nats")))
     if measured:
         ax.legend(ncols=columns, loc="lower left", bbox_to_anchor=(-0.04, 1.0), columnspacing=1.2, handlelength=2.6)
+    return fig
+
+
+@chart
+def rates(part: LrPart, words: Words) -> Figure:
+    """Target loss over the peak rate, one panel for each tuned depth, with the law's basin and the tuned rate."""
+    depths = sorted({line.depth for line in part.lines})
+    columns, left, gap, head, size = min(3, len(depths)), 66, 62, 64, 236
+    lines = -(-len(depths) // columns)
+    width = (WIDTH - left - 20 - (columns - 1) * gap) / columns
+    fig = figure(lines * (size + head) + 44)
+    tokens = sorted({line.tokens for line in part.lines})
+    tuned = {row.depth: row for row in part.rows if row.of == "tuned"}
+    for i, depth in enumerate(depths):
+        ax = axes(fig, left + (i % columns) * (width + gap), head + (i // columns) * (size + head), width, size)
+        for line in (line for line in part.lines if line.depth == depth):
+            j = tokens.index(line.tokens)
+            colour, name = COLOURS[j % len(COLOURS)], words.n("tokens_of_run", line.tokens)
+            ax.plot(line.multiples, line.losses, MARKERS[j % len(MARKERS)], color=colour, ms=6, label=name)
+            ax.plot(
+                *np.array(line.law).reshape(-1, 2).T, color=colour, linestyle=DASHES[j % len(DASHES)], linewidth=1.3
+            )
+        ax.axvline(1, color=MUTED, linewidth=1, dashes=(4, 3))
+        if depth in tuned:
+            ax.axvline(tuned[depth].lr / tuned[depth].rule, color=INK, linewidth=1.4)
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        _loss_axis(ax, "y")
+        ax.set_xlabel(words("times_rule"))
+        ax.set_title(f"{words('depth')} {depth}", loc="left", fontsize=SMALL, fontweight="bold")
+        if i % columns == 0:
+            ax.set_ylabel(words("with_unit", what=words("target_loss"), unit=words("nats")))
+        if i == 0:
+            ax.legend(ncols=len(tokens), loc="lower left", bbox_to_anchor=(-0.04, 1.09), handlelength=1.4)
     return fig
 
 

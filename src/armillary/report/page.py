@@ -28,6 +28,7 @@ from armillary.report.view import (
     Chain,
     CostRow,
     DifferenceRow,
+    LrPart,
     MixtureChoice,
     Multiplier,
     Note,
@@ -93,6 +94,8 @@ def _render(data: ReportData, words: Words) -> str:
             choice=_choice(data.mixture.choice, words) if data.mixture and data.mixture.choice else "",
             choice_taken=data.mixture.choice.taken if data.mixture and data.mixture.choice else None,
             anneal_choice=_anneal_choice(data.anneal, words) if data.anneal else "",
+            lr_choice=_lr_choice(data.lr, words) if data.lr else "",
+            lr_target=next((row for row in data.lr.rows if row.of == "target"), None) if data.lr else None,
             scores_sentences=_scores(data.scores, words) if data.scores else [],
             scores_compared=compared_row(data.scores) if data.scores else None,
             scores_paired=any(row.reference is not None for row in data.scores),
@@ -118,6 +121,7 @@ def _sections(data: ReportData) -> list[str]:
         "corpus": data.corpus,
         "mixture": data.mixture,
         "anneal": data.anneal,
+        "lr": data.lr,
         "ladder": data.ladder,
         "record": data.record,
         "prediction": data.prediction,
@@ -275,6 +279,12 @@ def _anneal_choice(part: AnnealPart, words: Words) -> Markup:
         others=words.n("others", sum(row.complete for row in part.branches) - 1),
         difference=fmt.difference(part.difference, part.low, part.high),
     )
+
+
+def _lr_choice(part: LrPart, words: Words) -> Markup:
+    if part.difference is None:
+        return words.sentence(f"lr_{part.taken}_untested")
+    return words.sentence(f"lr_{part.taken}", depth=part.depth, difference=fmt.difference(*part.difference))
 
 
 def _gain(row: DifferenceRow, words: Words) -> tuple[str, list[Markup]]:

@@ -28,6 +28,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "section_corpus": ("Corpus", "语料"),
     "section_mixture": ("Mixture study", "配比研究"),
     "section_anneal": ("Annealing", "退火比较"),
+    "section_lr": ("Peak learning rate", "峰值学习率"),
     "section_ladder": ("Ladder and scaling law", "规模阶梯与缩放定律"),
     "section_record": ("How accurate the laws were", "规律的检验记录"),
     "section_prediction": ("Prediction and verdict", "预测与判定"),
@@ -70,6 +71,10 @@ STRINGS: dict[str, tuple[str, str]] = {
         "目标训练尚无结果，判定待定。原因：{cause}。下次执行 {command} 会重新训练。",
     ),
     "pending_plain": ("The target run has no result yet, so the verdict is pending.", "目标训练尚无结果，判定待定。"),
+    "lr_short": (
+        "Peak learning rate: {lr} (tuned; the recipe's rule gives {rule})",
+        "峰值学习率：{lr}（经调优；配方规则给出 {rule}）",
+    ),
     "anneal_short": (
         "Annealing: {shape} decay of the learning rate over the last {share} of the steps, on the {mixture}",
         "退火：在最后 {share} 的训练步上衰减学习率（{shape}），采用{mixture}",
@@ -199,6 +204,46 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "design_details": ("All {runs} of the design, and their target loss", "设计中的全部 {runs}及其目标损失"),
     "run": ("Run", "编号"),
+    # learning rate
+    "lr_lead": (
+        "Tested: {runs} of {sizes} on the mixture and annealing found, at several multiples of the peak learning rate "
+        "that the recipe's rule gives. A law fitted to their target losses gives every size its own rate.",
+        "在所得配比与退火方式下，以配方规则所给峰值学习率的若干倍数训练 {sizes}，共 {runs}；对其目标损失拟合规律，"
+        "为每种规模给出各自的学习率。",
+    ),
+    "lr_tuned": (
+        "The ladder and the target use the tuned rates. With new seeds at depth {depth}, the target loss is "
+        "significantly lower than at the rule's rate: {difference}.",
+        "阶梯与目标训练采用调优后的学习率：用新种子在深度 {depth} 上训练，目标损失显著低于规则给出的学习率："
+        "{difference}。",
+    ),
+    "lr_tuned_untested": (
+        "The ladder and the target use the tuned rates without a test; the caveats give the reason.",
+        "阶梯与目标训练采用调优后的学习率，未经检验；原因见说明。",
+    ),
+    "lr_rule": (
+        "The ladder and the target use the rule. With new seeds at depth {depth}, the tuned rate is not significantly "
+        "better: {difference}.",
+        "阶梯与目标训练沿用规则：用新种子在深度 {depth} 上训练，调优后的学习率并未显著更优：{difference}。",
+    ),
+    "lr_rule_untested": (
+        "The ladder and the target use the rule; the caveats give the reason.",
+        "阶梯与目标训练沿用规则；原因见说明。",
+    ),
+    "lr_caption": (
+        "Target loss over the peak rate, as a multiple of the rule's. Points: runs. Curves: the law, up to 10% "
+        "above its lowest loss. Solid line: the tuned rate; dashed line: the rule.",
+        "目标损失随峰值学习率（规则的倍数）的变化。点：各次训练；曲线：规律（至高出最低损失 10% 处）；实线：调优后的"
+        "学习率；虚线：规则。",
+    ),
+    "lr_confirm": ("Target loss with new seeds, depth {depth}", "新种子的目标损失，深度 {depth}"),
+    "times_rule": ("times the rule's rate", "规则学习率的倍数"),
+    "lr_rule_rate": ("Rule", "规则"),
+    "lr_tuned_rate": ("Tuned", "调优"),
+    "lr_best": ("Best by the law, 90% interval", "规律的最优值，90% 区间"),
+    "lr_flat": ("Within 0.1% of its loss", "损失相差不到 0.1%"),
+    "lr_cost": ("Cost of the rule, share of the loss", "规则的代价（占损失）"),
+    "lr_probability": ("Probability that tuned is better", "调优更优的概率"),
     # anneal
     "anneal_lead": (
         "Tested: {branches} of training. All have the same total length; they differ in how the learning rate falls, "
@@ -697,6 +742,12 @@ STRINGS: dict[str, tuple[str, str]] = {
         "在阶梯中，训练词元数相同时，深度 {subject} 的损失比浅一级的模型高 {detail}。步数这么少时，"
         "该学习率不适合较深的模型，预测因而偏低。",
     ),
+    "note_edge_lr": (
+        "At some size, the best peak learning rate tried ({detail} times the rule's) is the {end} one: a better one "
+        "may be beyond it.",
+        "某一规模上最优的峰值学习率（规则的 {detail} 倍）正是所试范围的{end}：更优值可能在范围之外。",
+    ),
+    "note_lr_reach": ("Learning rate of the target: {detail}", "目标训练的学习率：{detail}"),
     "note_edge_share": (
         "The best decay length in the annealing study ({detail} of the steps) is the {end} value tried: a "
         "better one may be beyond it.",
@@ -754,6 +805,10 @@ STRINGS: dict[str, tuple[str, str]] = {
     "name_confirm": ("mixtures trained again, new seeds", "配比重训（新种子）"),
     "name_branches": ("each ending, predicted from the others", "各收尾方式（由其余方式预测）"),
     "name_anneal": ("annealing study", "退火研究"),
+    "name_lr": ("learning-rate study", "学习率研究"),
+    "name_lr-confirm": ("tuned rate and rule, new seeds", "学习率重训（新种子）"),
+    "name_tuned": ("tuned", "调优"),
+    "name_rule": ("rule", "规则"),
     "name_ladder": ("ladder", "规模阶梯"),
     "name_predict": ("prediction", "预测"),
     "name_arms": ("other mixtures", "对照配比"),
@@ -795,6 +850,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "n_domains": ("{n} domain|{n} domains", "{n} 个域"),
     "n_documents": ("{n} document|{n} documents", "文档 {n} 篇"),
     "n_duplicates": ("{n} exact duplicate was|{n} exact duplicates were", "完全重复的 {n} 篇"),
+    "n_tokens_of_run": ("{n} token|{n} tokens", "{n} 词元"),
     "n_tokens": ("{n} token|{n} tokens", "{n} 个"),
     "n_proxies": ("{n} small model|{n} small models", "{n} 个小模型"),
     "n_branches": ("{n} ending|{n} endings", "{n} 种收尾"),

@@ -207,6 +207,60 @@ class AnnealPart:
 
 
 @dataclass(frozen=True)
+class LrLine:
+    """The runs of one depth on ``tokens``: ``losses[i]`` at ``multiples[i]`` of the rule's peak rate.
+
+    ``law`` holds pairs of a multiple and the law's loss there; empty without a law.
+    """
+
+    depth: int
+    tokens: int
+    multiples: Sequence[float]
+    losses: Sequence[float]
+    law: Sequence[tuple[float, float]] = ()
+
+
+@dataclass(frozen=True)
+class LrRow:
+    """The rule's peak rate and the tuned one for a size; ``of`` is ``tuned``, ``ladder`` or ``target``.
+
+    ``best`` is the law's best rate with its 90 % interval, ``flat`` the rates within 0.1 % of its loss. ``gain`` with
+    its interval is the relative cost of the rule's rate, ``probability`` that it is above 0.
+    """
+
+    of: str
+    depth: int
+    parameters: int
+    tokens: int
+    rule: float
+    lr: float
+    best: float
+    low: float
+    high: float
+    flat: tuple[float, float]
+    gain: float
+    gain_low: float
+    gain_high: float
+    probability: float
+
+
+@dataclass(frozen=True)
+class LrPart:
+    """The learning-rate study. ``taken`` is ``tuned`` or ``rule``.
+
+    ``confirm`` has the target losses with new seeds at ``depth``, by ``rule`` and ``tuned``; ``difference`` is their
+    mean difference with ends, or None if nothing was compared.
+    """
+
+    lines: Sequence[LrLine]
+    rows: Sequence[LrRow]
+    taken: str
+    depth: int
+    confirm: Mapping[str, Sequence[float]]
+    difference: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True)
 class LadderPoint:
     """A run of the ladder: loss per validation domain, and the target loss.
 
@@ -641,6 +695,7 @@ class ReportData:
     recipe: Recipe | None = None
     mixture: MixturePart | None = None
     anneal: AnnealPart | None = None
+    lr: LrPart | None = None
     ladder: LadderPart | None = None
     record: Sequence[RecordRow] = ()
     prediction: PredictionPart | None = None

@@ -21,7 +21,7 @@ from armillary.recipe import ArmillaryError
 from armillary.report import format as fmt
 from armillary.store import Outcome, RunFilter, StudyState
 
-STAGES = ("mixture", "anneal", "ladder", "target")
+STAGES = ("mixture", "anneal", "lr", "ladder", "target")
 _SHOWN = 12  # outcomes of a store on the first page
 _RUNS = 60
 _OPEN = ("pending", "running")
@@ -59,7 +59,7 @@ def study(page: Page) -> dict[str, Any]:
         raise missing()
     runs = place.reader.page(RunFilter(study=name), _RUNS)
     domains = list(dict.fromkeys(domain for run in runs for domain in run.mixture))
-    stage = {"mixture-confirm": "mixture"}.get(name, name)
+    stage = name.removesuffix("-confirm")
     return {
         "place": place,
         "name": name,
@@ -87,7 +87,8 @@ def outcome(page: Page) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     if isinstance(content, dict):
         try:
-            parts = {"mixture": _mixture, "anneal": _anneal, "ladder": _ladder, "target": _target}[name](page, content)
+            by_stage = {"mixture": _mixture, "anneal": _anneal, "lr": _lr, "ladder": _ladder, "target": _target}
+            parts = by_stage[name](page, content)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
             parts = {}  # from another version, or edited: its content is shown unchanged
     recorded = next((one.recorded_at for one in place.reader.outcomes(name) if one.key == key), None)
@@ -103,7 +104,20 @@ def outcome(page: Page) -> dict[str, Any]:
 
 
 _PARTS = (
-    *("choice", "found", "found_table", "design", "law", "candidates", "branches", "ladder", "points", "arms"),
+    *(
+        "choice",
+        "rates",
+        "rates_table",
+        "found",
+        "found_table",
+        "design",
+        "law",
+        "candidates",
+        "branches",
+        "ladder",
+        "points",
+        "arms",
+    ),
     *("differences", "reason"),
 )
 
@@ -172,6 +186,28 @@ def _anneal(page: Page, content: Mapping[str, Any]) -> dict[str, Any]:
         "choice": _choice(page, content, _annealing(page, taken), content["reference"]),
         "reason": content.get("reason", ""),
         "branches": svg.intervals(rows, t("target_loss"), fmt.loss),
+    }
+
+
+def _lr(page: Page, content: Mapping[str, Any]) -> dict[str, Any]:
+    t = page.words
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for point in sorted(content["points"], key=lambda point: (point["depth"], point["tokens"])):
+        name = t("run_of", n=point["depth"], tokens=fmt.short(point["tokens"]))
+        groups.setdefault(name, []).append((point["multiple"], point["target"]))
+    picture = svg.dots(
+        list(groups.items()), svg.Axis(t("times_rule"), log=True, form=fmt.general), svg.Axis(t("target_loss"))
+    )
+    rows = [
+        svg.Row(t.name(arm["name"]), middle=fmean(arm["measured"]) if arm["measured"] else None, points=arm["measured"])
+        for arm in content["confirm"]
+    ]
+    return {
+        "choice": _choice(page, content, t.name(content["taken"]), t.name("rule")),
+        "rates": picture,
+        "rates_table": content["sizes"],
+        "found_table": list(groups),
+        "branches": svg.intervals(rows, t("target_loss"), fmt.loss) if rows else None,
     }
 
 
@@ -276,6 +312,8 @@ def _brief(page: Page, place: Place, one: Outcome) -> str:
             return _choice(page, content, t.candidate(content["taken"]), t.candidate(content["reference"]))
         if one.name == "anneal":
             return _choice(page, content, _annealing(page, content["taken"]), content["reference"])
+        if one.name == "lr":
+            return _choice(page, content, t.name(content["taken"]), t.name("rule"))
         if one.name == "ladder":
             return t.n("runs", len(content["points"]))
         return "; ".join(f"{t.name(arm['name'])} {fmt.loss(arm['mean'])}" for arm in content["arms"])
