@@ -102,6 +102,20 @@ def test_a_kill_replays_the_steps_after_the_checkpoint():
     assert found.goodput == pytest.approx(20 / 45.5)
 
 
+def test_a_checkpoint_in_the_background_costs_what_training_waited_for_it():
+    """Reported twice: when training continues, with the time it waited, and when the files are durable."""
+    events = [
+        event(0, "start"),
+        event(10, "progress", 10, 10.0),
+        event(11, "checkpoint_begin", 10, 1.0, of="checkpoint"),
+        event(21, "progress", 20, 10.0),
+        event(21, "checkpoint", 10, blocked_s=1.0, written_s=4.0),
+        event(23, "end", 20, 2.0),
+    ]
+    found = ledger({0: events})
+    assert (found.seconds["productive"], found.seconds["checkpoint"], found.seconds["other"]) == (20.0, 3.0, 0.0)
+
+
 def test_a_run_that_ended_without_a_word_was_down_until_it_resumed():
     events = [
         event(0, "start"),

@@ -105,6 +105,17 @@ def test_the_final_weights_are_the_file_of_a_single_run(spec, tiny_corpus, tmp_p
     }
 
 
+def test_ranks_with_the_same_weights_divide_the_writing(spec, tiny_corpus, tmp_path, on_ranks):
+    layout = Layout(dp_replicate=2, tp=2)
+    on_ranks(4, train, spec, tiny_corpus.path, tmp_path, layout, 4, Checkpoints(every_steps=2))
+    newest = tmp_path / "checkpoints" / f"step-{checkpoint_steps(tmp_path / 'checkpoints')[-1]}"
+    sizes = [path.stat().st_size for path in sorted(newest.glob("rank-*.safetensors"))]
+    assert len(sizes) == 4 and max(sizes) < 2 * min(sizes)
+    begun = [e for e in read_events(tmp_path / "events.jsonl") if e.kind == "checkpoint_begin"]
+    written = [e for e in read_events(tmp_path / "events.jsonl") if e.kind == "checkpoint"]
+    assert [e.duration_s for e in begun][: len(written)] == [e.data["blocked_s"] for e in written] != []
+
+
 def test_one_device_goes_on_with_what_many_ranks_began(
     spec,
     tiny_corpus,

@@ -49,6 +49,7 @@ _CLAIMS: dict[str, Account] = {
     "validation": "evaluation",
     "checkpoint": "checkpoint",
     "snapshot": "checkpoint",
+    "checkpoint_begin": "checkpoint",
     "compile": "compile",
     "pause": "paused",
 }
@@ -375,7 +376,8 @@ class _Timeline:
             self._fill(now)
             self.state = "waiting" if event.data.get("waiting") else "restart"
         elif kind in ("stop", "end"):
-            self._fill(now)
+            self._fill(_begin_ns(event))
+            self._claim(now, "checkpoint")  # the last checkpoint, or the final weights
             self.state = "paused"
 
     def finish(self, end_ns: int) -> tuple[Span, ...]:

@@ -309,15 +309,16 @@ class Run(Generic[EngineT]):
             ArmillaryError: one of them could not be written; the last checkpoint is kept.
         """
         self.reporter.busy("finish")
+        begin = time.perf_counter()
         self.save.wait(self)
         self.engine.save_weights(self.folder / WEIGHTS)
-        result = by_first(self.world, partial(_conclude, self))
+        result = by_first(self.world, partial(_conclude, self, begin))
         if not self.reporter.first:
-            self.reporter.write("end", self.step)
+            self.reporter.write("end", self.step, time.perf_counter() - begin)
         return result
 
 
-def _conclude(run: Run[Any]) -> RunResult:
+def _conclude(run: Run[Any], begin: float) -> RunResult:
     write_metrics(run.metrics.rows(), run.folder / METRICS)
     last, steps = run.metrics.last, run.spec.steps
     columns = ["loss", *measures(run.spec.objective)]
@@ -325,7 +326,7 @@ def _conclude(run: Run[Any]) -> RunResult:
     tail = taken.slice(max(0, len(taken) - max(1, steps // 10))).to_pydict()
     means = {name: sum(values) / len(values) for name, values in tail.items()}
     domains = run.corpus.domains
-    run.reporter.write("end", run.step)
+    run.reporter.write("end", run.step, time.perf_counter() - begin)
     result = RunResult(
         run=run.spec.id,
         loss={d: last[f"validation/{d}/loss"] for d in domains},

@@ -168,7 +168,7 @@ def _snapshots(world: Ranks, folder: Path, checkpoints: Checkpoints) -> tuple[Pa
         raise UsageError("checkpoints.snapshot_every_steps: the ranks are on several machines; leave it out")
     memory = by_first(world, partial(memory_folder, folder))
     policy = Checkpoints(every_s=_NEVER_S, every_steps=every)
-    return memory, [Save(AsyncSaver(memory, world, policy), policy, clock=False, kind="snapshot")]
+    return memory, [Save(AsyncSaver(memory, world, policy, "sum64"), policy, clock=False, kind="snapshot")]
 
 
 def _ahead(order: DataOrder, steps: Sequence[int], device: torch.device) -> Generator[Batch[Tensor], None, None]:

@@ -2,7 +2,7 @@
 
 A checkpoint is a folder ``step-N``::
 
-    rank-00000.safetensors   this rank's pieces of weights and optimizer state; of copies, the first rank's
+    rank-00000.safetensors   this rank's pieces of weights and optimizer state; copies are divided among ranks
     metrics.parquet          the metrics so far
     checkpoint.json          format, run, step, size and SHA-256 of every file, the pieces of each tensor, and a hash of
                              all of it

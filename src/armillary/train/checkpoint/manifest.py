@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic_core import to_jsonable_python
 
-from armillary.files import PASSING, file_sha256, sync
+from armillary.files import PASSING, sync
 from armillary.recipe import (
     ArmillaryError,
     DamagedFileError,
@@ -24,7 +24,7 @@ from armillary.recipe import (
     read_sealed,
     write_sealed,
 )
-from armillary.train.checkpoint.pieces import REMEDY, PieceReader, Written, tensor_index, written_file
+from armillary.train.checkpoint.pieces import CHECKSUMS, REMEDY, PieceReader, Written, tensor_index, written_file
 from armillary.train.rows import Rows
 
 FORMAT = 4  # only for a run with skipped batches; other checkpoints use format 3, which older versions read
@@ -55,7 +55,7 @@ def complete(hidden: Path, folder: Path, written: Iterable[Written], progress: P
         "run": progress.spec.id,
         "prefix": progress.spec.prefix_id(progress.step),
         "step": progress.step,
-        "files": {file.name: {"bytes": file.bytes, "sha256": file.sha256} for file in files},
+        "files": {file.name: {"bytes": file.bytes, **file.checksum} for file in files},
         "tensors": tensor_index(files),
     }
     if skipped:
@@ -135,14 +135,12 @@ def verify_checkpoint(path: Path, run: str | None = None, part: int = 0, parts: 
         if manifest["step"] != int(path.name.removeprefix("step-")):
             raise DamagedFileError(f"{path}: {_MANIFEST} belongs to step {manifest['step']}; {REMEDY}")
         if manifest["format"] == 1:
-            sums, sizes = {name: manifest["sha256"][name] for name in _OF_FORMAT_1}, {}
+            sums, sizes = {name: {"sha256": manifest["sha256"][name]} for name in _OF_FORMAT_1}, {}
         else:
-            sums = {name: file["sha256"] for name, file in manifest["files"].items()}
+            sums = {name: _checksum(file) for name, file in manifest["files"].items()}
             sizes = {name: file["bytes"] for name, file in manifest["files"].items()}
         mine = sorted(sums)[part::parts]
-        found = [
-            (name, _difference(path / name, sizes.get(name), sums[name] if name in mine else None)) for name in sums
-        ]
+        found = [(name, _difference(path / name, sizes.get(name), sums[name] if name in mine else {})) for name in sums]
         problems = [f"{path / name}: {what}; {REMEDY}" for name, what in found if what is not None]
     except FileNotFoundError as error:
         raise DamagedFileError(f"{path / _MANIFEST}: is missing; {REMEDY}") from error
@@ -156,13 +154,19 @@ def verify_checkpoint(path: Path, run: str | None = None, part: int = 0, parts: 
         raise DamagedFileError("\n".join(problems))
 
 
-def _difference(file: Path, size: int | None, digest: str | None) -> str | None:
-    """How a file differs from its record, or None. A size or digest of None is not compared."""
+def _checksum(file: Mapping[str, Any]) -> dict[str, str]:
+    """The checksum in a file's record; KeyError if it has none that this version knows."""
+    known = [name for name in CHECKSUMS if name in file]
+    return {known[0]: file[known[0]]} if known else {"sha256": file["sha256"]}
+
+
+def _difference(file: Path, size: int | None, checksum: Mapping[str, str]) -> str | None:
+    """How a file differs from its record, or None. A size of None and an empty ``checksum`` are not compared."""
     try:
         found = file.stat().st_size
         if size is not None and found != size:
             return f"has {counted(found, 'byte')} instead of {size}"
-        if digest is not None and file_sha256(file) != digest:
+        if any(CHECKSUMS[name](file) != value for name, value in checksum.items()):
             return "does not match its checksum"
     except FileNotFoundError:
         return "is missing"

