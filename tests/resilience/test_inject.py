@@ -17,7 +17,7 @@ def test_drawn_faults_are_those_of_the_seed_and_of_all_kinds(count, steps, ranks
     faults = Faults(draw=RandomFaults(count=count, seed=seed))
     plan = faults.plan(steps, ranks)
     assert plan == faults.plan(steps, ranks)
-    assert len(plan) == count and {fault.kind for fault in plan} == set(KINDS[:-1][:count])
+    assert len(plan) == count and {fault.kind for fault in plan} == set(KINDS[:-2][:count])
     assert all(1 <= fault.step < steps and 0 <= fault.rank < ranks for fault in plan)
     assert [fault.step for fault in plan] == sorted(fault.step for fault in plan)
 
@@ -40,6 +40,9 @@ def test_faults_by_hand_come_in_the_order_of_their_steps():
         ({"rate": {"mtbf_s": 0}}, "mtbf_s"),
         ({"rate": {"mtbf_s": 5, "kinds": ["gone"]}}, "'gone' has no rate"),
         ({"rate": {"mtbf_s": 5, "kinds": []}}, "kinds"),
+        ({"faults": [{"kind": "node", "rank": 0, "step": 3}]}, "nodes is missing"),
+        ({"draw": {"count": 1, "kinds": ["node"]}}, "nodes is missing"),
+        ({"nodes": 1, "draw": {"count": 1}}, "nodes"),
         ({"format": 2, "draw": {"count": 1}}, "format"),
         ([], "list"),
     ],
@@ -57,6 +60,7 @@ def test_a_wrong_file_is_told_with_the_place(document, said, tmp_path):
     [
         (Faults(faults=(Fault(kind="kill", rank=4, step=3),)), "rank is 4, but the highest in this run is 3"),
         (Faults(faults=(Fault(kind="kill", rank=0, step=10),)), "step is 10, but the highest in this run is 9"),
+        (Faults(nodes=3, draw=RandomFaults(count=1)), "nodes is 3: it must divide the 4 ranks"),
         (Faults(draw=RandomFaults(count=1, first_step=10)), "first_step is 10, but this run has 10 steps"),
     ],
 )
@@ -79,5 +83,9 @@ def test_faults_at_a_rate_come_as_often_as_it_says():
     assert clock.due(100.0, 4) == []
     found = [fault for second in range(101, 10_101) for fault in clock.due(float(second), 4)]
     assert len(found) == pytest.approx(2000, abs=4 * 2000**0.5)
-    assert {rank for rank, _ in found} == {0, 1, 2, 3} and {kind for _, kind in found} == set(KINDS) - {"disk", "gone"}
+    assert {rank for rank, _ in found} == {0, 1, 2, 3} and {kind for _, kind in found} == set(KINDS) - {
+        "disk",
+        "node",
+        "gone",
+    }
     assert [*again.due(100.0, 4), *again.due(10_100.0, 4)] == found  # however often it is asked

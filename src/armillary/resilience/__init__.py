@@ -15,7 +15,7 @@ from armillary.resilience.inject import (
 )
 from armillary.resilience.judge import WINDOW, Judge, Verdict
 from armillary.resilience.nodes import NODE_FAILURES, Attempt, Ending, excluded_nodes, may_restart
-from armillary.resilience.snapshots import forget, memory_folder
+from armillary.resilience.snapshots import forget, forget_here, memory_folder
 
 __all__ = [
     "KINDS",
@@ -39,6 +39,7 @@ __all__ = [
     "Verdict",
     "excluded_nodes",
     "forget",
+    "forget_here",
     "load_faults",
     "may_restart",
     "memory_folder",

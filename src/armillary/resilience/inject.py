@@ -16,6 +16,10 @@ ledger reads its time. A fault happens once, even if its step is repeated.
 | disk | the rank's files cannot grow for the next ``steps`` steps, as on a full disk |
 | corrupt | a byte of the newest checkpoint is changed |
 | network | the rank's connections to all others are shut down |
+| node | all ranks of the rank's machine are killed, and its memory with all snapshots is lost |
+
+With ``nodes``, the ranks count as those of this many machines, each with its own memory for snapshots. So the loss of
+a machine can be tried on one.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import contextlib
 import os
 import random
 import resource
+import shutil
 import signal
 import socket
 import stat
@@ -37,10 +42,10 @@ from pydantic import Field, model_validator
 
 from armillary.recipe import Document, UsageError, load_document
 
-Kind = Literal["kill", "stop", "hang", "slow", "nan", "flip", "disk", "corrupt", "network", "gone"]
+Kind = Literal["kill", "stop", "hang", "slow", "nan", "flip", "disk", "corrupt", "network", "node", "gone"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_PASSING: tuple[Kind, ...] = KINDS[:-1]  # all ranks restart afterwards
-_ENDING = ("kill", "stop", "hang", "network", "gone")  # no further step follows these
+_PASSING: tuple[Kind, ...] = KINDS[:-2]  # all ranks restart afterwards, and one machine is enough
+_ENDING = ("kill", "stop", "hang", "network", "node", "gone")  # no further step follows these
 
 
 class Fault(Document):
@@ -99,6 +104,7 @@ class Faults(Document):
     """The file of ``--inject``: listed faults, faults at drawn steps, faults at a rate, or several of these."""
 
     format: Literal[1] = 1
+    nodes: int | None = Field(default=None, ge=2)
     faults: tuple[Fault, ...] = ()
     draw: RandomFaults | None = None
     rate: FaultRate | None = None
@@ -107,14 +113,21 @@ class Faults(Document):
     def _says_something(self) -> Self:
         if not self.faults and self.draw is None and self.rate is None:
             raise ValueError("no fault is named; give faults, draw or rate")
+        kinds = [fault.kind for fault in self.faults]
+        for several in (self.draw, self.rate):
+            kinds += several.kinds if several is not None else ()
+        if "node" in kinds and self.nodes is None:
+            raise ValueError("a fault is 'node', but nodes is missing; give the number of machines, such as nodes: 2")
         return self
 
     def plan(self, steps: int, ranks: int) -> tuple[Fault, ...]:
         """All faults with a step, sorted by step, for a run of ``steps`` steps on ``ranks`` ranks.
 
         Raises:
-            UsageError: a fault at a rank or step that the run does not have.
+            UsageError: a fault at a rank or step that the run does not have, or ``nodes`` does not divide the ranks.
         """
+        if self.nodes is not None and ranks % self.nodes:
+            raise UsageError(f"nodes is {self.nodes}: it must divide the {ranks} ranks")
         for number, fault in enumerate(self.faults):
             for name, value, limit in (("rank", fault.rank, ranks - 1), ("step", fault.step, steps - 1)):
                 if value > limit:
@@ -143,19 +156,27 @@ def load_faults(path: Path) -> Faults:
 
 @dataclass(frozen=True)
 class FaultState:
-    """The faults of a run; shared memory holds which have happened, and the order that a rank must execute.
+    """The faults of a run; shared memory holds which have happened, and the order and process id of each slot.
 
-    An order is 1 + the index of the kind in ``KINDS``, or 0 for none.
+    An order is 1 + the index of the kind in ``KINDS``, or 0 for none. ``nodes`` is the number of machines that the
+    slots count as; None if they are one.
     """
 
     faults: tuple[Fault, ...]
     happened: Any
     orders: Any
+    processes: Any
+    nodes: int | None = None
 
     @classmethod
-    def of(cls, context: Any, faults: Sequence[Fault], ranks: int) -> FaultState:
+    def of(cls, context: Any, faults: Sequence[Fault], ranks: int, nodes: int | None = None) -> FaultState:
         """Mark every fault as pending."""
-        return cls(tuple(faults), context.RawArray("b", max(1, len(faults))), context.RawArray("b", ranks))
+        happened, orders = context.RawArray("b", max(1, len(faults))), context.RawArray("b", ranks)
+        return cls(tuple(faults), happened, orders, context.RawArray("i", ranks), nodes)
+
+    def node(self, slot: int) -> int:
+        """The machine that ``slot`` counts as one of."""
+        return slot * (self.nodes or 1) // len(self.processes)
 
     def is_gone(self, slot: int) -> bool:
         """Whether the slot of a rank is broken."""
@@ -193,6 +214,7 @@ class FaultHook:
         self._before = list(state.happened)
         self._steps = {fault.step for fault, before in zip(state.faults, self._before, strict=False) if not before}
         self._disk_until = 0
+        state.processes[rank] = os.getpid()
 
     def due(self, step: int) -> bool:
         """Whether any rank has a fault at this step, or a full disk."""
@@ -206,7 +228,7 @@ class FaultHook:
         """Inject the faults of this step, unless it is a repeated step, and execute an order."""
         if (order := int(self.state.orders[self.rank])) > 0:
             self.state.orders[self.rank] = 0
-            _happen(Fault(kind=KINDS[order - 1], rank=self.rank, step=max(1, run.step)), run)
+            self._happen(Fault(kind=KINDS[order - 1], rank=self.rank, step=max(1, run.step)), run)
         if run.step in self._steps:
             self._steps.remove(run.step)
             for number, fault in enumerate(self.state.faults):
@@ -220,12 +242,23 @@ class FaultHook:
             self._disk_until = fault.until
         if fault.rank == self.rank:
             self.state.happened[number] = 1
-            _happen(fault, run)
+            self._happen(fault, run)
 
+    def _happen(self, fault: Fault, run: Any) -> None:
+        run.reporter.write("fault", run.step, injected=True, problem=fault.kind, ends=fault.kind in _ENDING)
+        if fault.kind == "node":
+            self._lose_node(run)
+        else:
+            _ACTS[fault.kind](fault, run)
 
-def _happen(fault: Fault, run: Any) -> None:
-    run.reporter.write("fault", run.step, injected=True, problem=fault.kind, ends=fault.kind in _ENDING)
-    _ACTS[fault.kind](fault, run)
+    def _lose_node(self, run: Any) -> None:
+        node = self.state.node(self.rank)
+        for slot, process in enumerate(self.state.processes):
+            if slot != self.rank and process and self.state.node(slot) == node:
+                os.kill(process, signal.SIGKILL)
+        if run.memory is not None:
+            shutil.rmtree(run.memory, ignore_errors=True)
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _kill(fault: Fault, run: Any) -> None:

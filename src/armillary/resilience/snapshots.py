@@ -25,8 +25,10 @@ _OWNER = "owner"  # file in the folder of snapshots that names the writing proce
 _ABANDONED_S = 3600.0
 
 
-def memory_folder(folder: Path) -> Path:
+def memory_folder(folder: Path, machine: str = "") -> Path:
     """The folder for snapshots of the run in ``folder``; it belongs to this user alone. Call it on one rank.
+
+    ``machine`` names the machine if the run has several, of which each calls this after the first has.
 
     Raises:
         ArmillaryError: this machine has no memory file system, it or the run's folder is not writable, or another user
@@ -37,7 +39,7 @@ def memory_folder(folder: Path) -> Path:
             f"{_SHARED}: this machine has no writable memory file system; leave snapshots out, or mount one there"
         )
     try:
-        place = _SHARED / f"{_prefix()}{_token(folder / _TOKEN)}"
+        place = _SHARED / f"{_prefix()}{_token(folder / _TOKEN)}{machine and '-' + machine}"
         place.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise ArmillaryError(
@@ -88,11 +90,22 @@ def _process(number: int) -> str:
 
 
 def forget(folder: Path) -> None:
-    """Remove the snapshots of the run in ``folder``, if any; called when it has ended or its last step is on disk."""
-    if (folder / _TOKEN).exists():
-        with contextlib.suppress(ArmillaryError, OSError):
-            shutil.rmtree(memory_folder(folder))
-            (folder / _TOKEN).unlink()
+    """Remove the snapshots of the run in ``folder``, if any; called when it has ended or its last step is on disk.
+
+    On a machine of several, call ``forget_here`` before.
+    """
+    forget_here(folder)
+    with contextlib.suppress(OSError):
+        (folder / _TOKEN).unlink(missing_ok=True)
+
+
+def forget_here(folder: Path) -> None:
+    """Remove the snapshots that this machine has of the run in ``folder``; its other machines still find theirs."""
+    with contextlib.suppress(OSError):
+        if (folder / _TOKEN).exists():
+            for place in _SHARED.glob(f"{_prefix()}{_token(folder / _TOKEN)}*"):
+                if _is_own(place):
+                    shutil.rmtree(place)
 
 
 def _token(file: Path) -> str:

@@ -37,7 +37,7 @@ from armillary.recipe import (
     write_result,
 )
 from armillary.resilience import Judge
-from armillary.train.checkpoint import Branches, SyncSaver, remove_checkpoints
+from armillary.train.checkpoint import Branches, Peers, SyncSaver, remove_checkpoints
 from armillary.train.engines import Engine, SingleDeviceEngine
 from armillary.train.errors import BadStepError, DivergedError
 from armillary.train.folder import open_folder, read_metrics
@@ -196,6 +196,7 @@ class Run(Generic[EngineT]):
         self.engine, self.save, self.stop = engine, save, stop
         self.checkpoints = job.folder / "checkpoints"
         self.memory: Path | None = None  # folder of snapshots, if any
+        self.peers: Peers | None = None  # the machines that divide them, if there are several
         self.order: DataOrder = data_order(job.spec, job.corpus)
         self.metrics = Metrics(job.folder / "metrics" if job.world.rank == 0 else None)
         self.step = self.began = 0  # finished steps now, and at the start of this attempt

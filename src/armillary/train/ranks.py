@@ -24,10 +24,10 @@ from torch import Tensor
 from armillary.corpus import Batch, Corpus, DataOrder
 from armillary.files import HOST
 from armillary.goodput import EventWriter
-from armillary.recipe import ArmillaryError, Checkpoints, Layout, RunResult, RunSpec, Skipping, UsageError
-from armillary.resilience import Judge, forget, memory_folder
+from armillary.recipe import ArmillaryError, Checkpoints, Layout, RunResult, RunSpec, Skipping
+from armillary.resilience import Judge, forget, forget_here, memory_folder
 from armillary.train.check import check_run
-from armillary.train.checkpoint import AsyncSaver
+from armillary.train.checkpoint import AsyncSaver, Peers, PeerSaver
 from armillary.train.engines import ParallelEngine
 from armillary.train.errors import BadStepError, InterruptedRunError, LostStepError
 from armillary.train.folder import open_folder
@@ -35,7 +35,7 @@ from armillary.train.hooks import Hook, Save, Stop
 from armillary.train.loop import Job, Run, train_steps
 from armillary.train.reporter import Reporter
 from armillary.train.resume import begin
-from armillary.train.world import Ranks, by_first
+from armillary.train.world import Ranks, by_first, together
 
 ROLL_BACKS = 3  # restarts from the same step
 IN_A_ROW = 3  # skipped batches; if the next batch is not finite either, the weights are the cause
@@ -56,13 +56,14 @@ def train_ranks(
     tell: Callable[[str], None] = lambda text: None,
     busy: Callable[[str | None], None] = lambda work: None,
     hooks: Sequence[Hook] = (),
+    machine: str = HOST,
 ) -> RunResult:
     """Train ``spec`` as one of the ranks of ``layout``; the process group must be initialised.
 
     Every rank calls this with the same arguments, except ``device`` (its own), ``progress``, ``stop`` and ``tell``. Any
     rank's ``stop`` stops all after the same step. ``tell`` gets lines for the user, on rank 0. ``busy`` is called with
     the name of work that may take longer than a step, and with None when steps follow. ``hooks`` are as for
-    ``train_run``.
+    ``train_run``. Ranks of the same ``machine`` share their memory for snapshots.
 
     Raises:
         UsageError: the layout does not fit, or as ``train_run``.
@@ -93,21 +94,29 @@ def train_ranks(
         engine = ParallelEngine(spec, layout, device, saver, partial(_notice, reporter))
         saver.prepare(engine.pieces())
         save = Save(saver, checkpoints, clock=first)
-        memory, more = _snapshots(world, folder, checkpoints)
+        memory, peers, more = _snapshots(world, folder, checkpoints, machine)
         run = Run(Job(spec, corpus, folder, world, reporter), engine, save, Stop(stop), [*more, *hooks])
-        run.memory = memory
+        run.memory, run.peers = memory, peers
         run.judge = engine.judge = Judge(skipping.loss_deviations)
         closing.callback(saver.wait)
         begin(run)
         try:
             result = _to_the_end(run, device, skipping)
         except InterruptedRunError:  # the last step has a checkpoint on disk, so the memory of snapshots can be freed
-            if first:
-                forget(folder)
+            _forget(world, folder, peers)
             raise
-        if first:
-            forget(folder)
+        _forget(world, folder, peers)
         return result
+
+
+def _forget(world: Ranks, folder: Path, peers: Peers | None) -> None:
+    """Free the memory of snapshots, on every machine."""
+    if peers is not None:
+        if peers.first:
+            forget_here(folder)
+        world.any(False)  # all machines have read where theirs are
+    if world.rank == 0:
+        forget(folder)
 
 
 def _to_the_end(run: Run[ParallelEngine], device: torch.device, skipping: Skipping) -> RunResult:
@@ -155,20 +164,28 @@ def _notice(reporter: Reporter, step: int, found: str, how: str) -> None:
         reporter.write("detected", step, found=found, how=how)
 
 
-def _snapshots(world: Ranks, folder: Path, checkpoints: Checkpoints) -> tuple[Path | None, list[Hook]]:
-    """The folder of snapshots and the hook that writes them, or None without snapshots.
+def _snapshots(
+    world: Ranks, folder: Path, checkpoints: Checkpoints, machine: str
+) -> tuple[Path | None, Peers | None, list[Hook]]:
+    """The folder of snapshots, the machines that divide them if there are several, and the hook that writes them.
 
     Raises:
-        ArmillaryError: the ranks are on several machines, or as ``memory_folder``; on all ranks.
+        ArmillaryError: as ``memory_folder``; on all ranks.
     """
     every = checkpoints.snapshot_every_steps
     if every is None:
-        return None, []
-    if len(set(world.collect(HOST))) > 1:
-        raise UsageError("checkpoints.snapshot_every_steps: the ranks are on several machines; leave it out")
-    memory = by_first(world, partial(memory_folder, folder))
+        return None, None, []
     policy = Checkpoints(every_s=_NEVER_S, every_steps=every)
-    return memory, [Save(AsyncSaver(memory, world, policy, "sum64"), policy, clock=False, kind="snapshot")]
+    machines = world.collect(machine)
+    if len(set(machines)) == 1:
+        memory, peers = by_first(world, partial(memory_folder, folder)), None
+        saver = AsyncSaver(memory, world, policy, "sum64")
+    else:
+        by_first(world, partial(memory_folder, folder, machine))  # names the place for all
+        memory = together(world, partial(memory_folder, folder, machine))
+        peers = Peers(world, memory, machines)
+        saver = PeerSaver(peers, policy)
+    return memory, peers, [Save(saver, policy, clock=False, kind="snapshot")]
 
 
 def _ahead(order: DataOrder, steps: Sequence[int], device: torch.device) -> Generator[Batch[Tensor], None, None]:

@@ -46,8 +46,8 @@ def begin(run: Run[Any], trunk: Trunk | None = None, kind: EventKind = "resume")
     """
     run.skipped = by_first(run.world, partial(read_skips, run.folder, run.spec.id))
     damaged: list[tuple[int, str]] = []
-    for step, folder in by_first(run.world, partial(_candidates, run)):
-        found = _examine(run, folder / f"step-{step}", step)
+    for step, in_memory in _candidates(run):
+        found = _examine(run, step, in_memory)
         if isinstance(found, CheckpointReader):
             for later, what in damaged:
                 name = by_first(run.world, partial(set_aside, run.checkpoints / f"step-{later}")).name
@@ -58,13 +58,18 @@ def begin(run: Run[Any], trunk: Trunk | None = None, kind: EventKind = "resume")
                 if skipped not in run.skipped:  # the record was lost
                     run.leave_out(skipped, why)
             _load(run, found, step)
-            run.reporter.write(kind, step, **run.engine.described)
+            run.reporter.write(kind, step, **run.engine.described, source="memory" if in_memory else "disk")
+            if run.peers is not None:
+                run.peers.forget_after(step)
             run.catch_up()
             return
-        if folder == run.checkpoints:
+        if not in_memory:
             damaged.append((step, found))
         else:  # a snapshot, which is not kept
-            by_first(run.world, partial(shutil.rmtree, folder / f"step-{step}", ignore_errors=True))
+            if run.peers is not None:
+                run.peers.forget_after(step - 1)
+            elif run.memory is not None:
+                by_first(run.world, partial(shutil.rmtree, run.memory / f"step-{step}", ignore_errors=True))
             run.reporter.fault(step, f"step-{step}", found, "using the previous one")
     if damaged:
         count = f"all {len(damaged)} checkpoints are" if len(damaged) > 1 else "the only checkpoint is"
@@ -88,11 +93,14 @@ def begin(run: Run[Any], trunk: Trunk | None = None, kind: EventKind = "resume")
     _begin_anew(run)
 
 
-def _candidates(run: Run[Any]) -> list[tuple[int, Path]]:
-    """Steps and places of all checkpoints and snapshots, the newest first."""
-    places = [run.checkpoints, *([run.memory] if run.memory is not None else [])]
-    found = [(step, number, place) for number, place in enumerate(places) for step in checkpoint_steps(place)]
-    return [(step, place) for step, _, place in sorted(found, key=lambda one: one[:2], reverse=True)]
+def _candidates(run: Run[Any]) -> list[tuple[int, bool]]:
+    """Steps of all checkpoints and snapshots, and whether each is in memory, the newest first."""
+    found = [(step, False) for step in by_first(run.world, partial(checkpoint_steps, run.checkpoints))]
+    if run.peers is not None:
+        found += [(step, True) for step in run.peers.steps()]
+    elif run.memory is not None:
+        found += [(step, True) for step in by_first(run.world, partial(checkpoint_steps, run.memory))]
+    return sorted(found, reverse=True)
 
 
 def _begin_anew(run: Run[Any]) -> None:
@@ -114,21 +122,26 @@ def _begin_anew(run: Run[Any]) -> None:
     run.reporter.write("start", 0, **run.engine.described, weights=start.sha256)
 
 
-def _examine(run: Run[Any], path: Path, step: int) -> CheckpointReader | str:
-    """The reader of a checkpoint, or a description of its damage; the ranks divide its files.
+def _examine(run: Run[Any], step: int, in_memory: bool) -> CheckpointReader | str:
+    """The reader of a checkpoint or snapshot, or a description of its damage; the ranks divide its files.
 
     Raises:
         ArmillaryError: it is not for this run, or cannot be read now; on all ranks.
     """
     problem: ArmillaryError | None = None
     reader = None
+    path = (run.memory if in_memory and run.memory is not None else run.checkpoints) / f"step-{step}"
+    part, parts, only = run.world.rank, run.world.size, None
     try:
+        if in_memory and run.peers is not None:
+            only = run.peers.fetch(step, run.engine.needed)
+            part, parts = run.peers.ranks.index(run.world.rank), len(run.peers.ranks)
         if not path.is_dir():
             raise ArmillaryError(
                 f"{path}: rank {run.world.rank} cannot see this checkpoint; the run's folder must be on "
                 "storage that all ranks share"
             )
-        verify_checkpoint(path, run.spec.id, run.world.rank, run.world.size)
+        verify_checkpoint(path, run.spec.id, part, parts, only)
         reader = _open(run.spec, path, step)
         trained = [skipped for skipped in run.skipped if skipped <= step and skipped not in reader.skipped]
         if trained:
@@ -137,7 +150,7 @@ def _examine(run: Run[Any], path: Path, step: int) -> CheckpointReader | str:
         problem = error
     found = [other for other in run.world.collect(problem) if other is not None]
     for other in found:
-        if not isinstance(other, DamagedFileError):
+        if not isinstance(other, DamagedFileError) and not in_memory:  # without a snapshot there are checkpoints
             raise other
     return reader if reader is not None and not found else str(found[0])
 

@@ -78,9 +78,10 @@ def test_every_kind_of_fault_leaves_the_weights_as_they_are(large, tmp_path, out
     launch(large, tmp_path / "whole", reporter=Said)
     faults = Faults(
         faults=tuple(
-            Fault(kind=kind, rank=n % 2, step=3 + 4 * n, steps=6 if kind in ("slow", "disk") else None)
+            Fault(kind=kind, rank=n % 2, step=3 + 3 * n, steps=6 if kind in ("slow", "disk") else None)
             for n, kind in enumerate(KINDS[:-1])
-        )
+        ),
+        nodes=2,
     )
     launch(large, tmp_path / "run", faults=faults, reporter=Said)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
@@ -94,6 +95,55 @@ def test_a_fault_that_comes_back_at_the_same_step_ends_the_run_with_its_cause(la
     with pytest.raises(ArmillaryError, match=r"rank 1 died \(signal 9\), and again after 2 restarts"):
         launch(large, tmp_path / "run", faults=Faults(faults=kills), max_restarts=2, min_ranks=2, reporter=Said)
     shutil.rmtree(tmp_path / "run")
+
+
+def lose_machines(large, folder, nodes, ranks):
+    """Where a run that loses the machine of each of ``ranks``, ten steps apart, resumes: the steps and sources."""
+    plan = tuple(Fault(kind="node", rank=rank, step=15 + 10 * n) for n, rank in enumerate(ranks))
+    launch(large, folder, faults=Faults(faults=plan, nodes=nodes), reporter=Said)
+    assert not (folder / "snapshots").exists()
+    return [(e.step, e.data["source"]) for e in events(folder) if e.kind == "resume" and e.rank == 0]
+
+
+def test_a_machine_that_is_lost_with_its_memory_costs_no_more_steps_than_a_process(
+    large, tmp_path, undisturbed, outcome
+):
+    """Each rank has half of the weights: those of the lost machine are in the memory of the other."""
+    before = set(Path("/dev/shm").glob("armillary-*-node-*"))
+    large = large.model_copy(update={"layout": Layout(dp_shard=2)})
+    resumed = lose_machines(large, tmp_path / "run", 2, [1, 0])
+    assert [source for _, source in resumed] == ["memory", "memory"]
+    assert all(lost - step <= 3 for (step, _), lost in zip(resumed, (15, 25), strict=True))
+    losses = [[row["loss"] for row in of["metrics"]] for of in (outcome(tmp_path / "run"), undisturbed(large.run))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert set(Path("/dev/shm").glob("armillary-*-node-*")) <= before  # a finished run leaves none
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layout",
+    [Layout(dp_replicate=2, tp=2), Layout(dp_shard=4), Layout(dp_replicate=4), Layout(pp=2, dp_shard=2)],
+    ids=["dp2 tp2", "fsdp4", "dp4", "pp2 fsdp2"],
+)
+def test_a_machine_of_two_ranks_is_lost(layout, large, tmp_path, outcome):
+    shape = large.run.model.model_copy(update={"n_layers": 2})
+    large = large.model_copy(update={"layout": layout, "run": large.run.model_copy(update={"model": shape})})
+    launch(large, tmp_path / "whole", reporter=Said)
+    resumed = lose_machines(large, tmp_path / "run", 2, [3, 0])
+    assert [source for _, source in resumed] == ["memory", "memory"]
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_neighbours_lost_at_once_need_the_disk(large, tmp_path, outcome):
+    """Of four machines, the second keeps the files of the first: without both, the checkpoint of step 10 is used."""
+    large = large.model_copy(update={"layout": Layout(dp_shard=4)})
+    launch(large, tmp_path / "whole", reporter=Said)
+    plan = (Fault(kind="node", rank=0, step=17), Fault(kind="node", rank=1, step=17))
+    launch(large, tmp_path / "run", faults=Faults(faults=plan, nodes=4), reporter=Said)
+    (resumed,) = (e for e in events(tmp_path / "run") if e.kind == "resume" and e.rank == 0)
+    assert (resumed.step, resumed.data["source"]) == (10, "disk")
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
 
 
 def test_without_a_rank_that_cannot_be_restarted_the_run_continues_with_fewer(large, tmp_path, undisturbed, outcome):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from armillary.corpus import Corpus
+from armillary.files import HOST
 from armillary.goodput import EventKind, EventWriter
 from armillary.launch.clusters.crashes import LostRankError
 from armillary.launch.ranks.group import joined, meeting_place, place
@@ -91,7 +92,9 @@ def launch(
         max_restarts,
         tuple(fewer),
         _Witness(folder / EVENTS, spec.id, reporter).report,
-        (lambda context: FaultState.of(context, planned, ranks)) if faults is not None else lambda context: None,
+        (lambda context: FaultState.of(context, planned, ranks, faults.nodes))
+        if faults is not None
+        else lambda context: None,
         FaultClock(faults.rate) if faults is not None and faults.rate is not None else None,
     )
     result: RunResult | None = start_ranks(partial(train_as_rank, large, folder, reporter), ranks, watch)
@@ -216,9 +219,11 @@ def train_as_rank(large: LargeRun, folder: Path, reporter: Callable[[], Any], co
     from armillary.train import train_ranks
 
     rank, _ = place()
-    hooks = []
+    hooks, machine = [], HOST
     if context.faults is not None and context.slot is not None:
         hooks = [FaultHook(context.faults, context.slot)]
+        if context.faults.nodes is not None:
+            machine = f"node-{context.faults.node(context.slot)}"
     with joined() as device:
         ranks = dist.get_world_size()
         spec, corpus, layout = prepare(large if context.slot is None else large.on_fewer(ranks), ranks)
@@ -248,6 +253,7 @@ def train_as_rank(large: LargeRun, folder: Path, reporter: Callable[[], Any], co
                 tell=say,
                 busy=context.heartbeat.busy if context.heartbeat is not None else lambda work: None,
                 hooks=[*hooks, *trackers],
+                machine=machine,
             )
         finally:
             for tracker in trackers:

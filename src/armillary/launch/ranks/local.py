@@ -199,6 +199,8 @@ class _Team:
         self.detector.restart()
         self.outcomes.clear()
         self.last_output.clear()
+        if self.faults is not None:
+            self.faults.processes[:] = [0] * len(self.faults.processes)  # the numbers may be reused
         try:
             store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
         except (RuntimeError, OSError) as error:

@@ -32,6 +32,7 @@ from armillary.train.checkpoint.manifest import (
     set_aside,
     verify_checkpoint,
 )
+from armillary.train.checkpoint.peers import Peers, PeerSaver
 from armillary.train.checkpoint.pieces import Piece, PieceReader, Written, join_pieces, whole, write_pieces
 from armillary.train.checkpoint.retention import Branches, RetentionPolicy, remove_checkpoints, thin_out
 from armillary.train.checkpoint.saver import AsyncSaver, Saved, Saver, SyncSaver
@@ -40,6 +41,8 @@ __all__ = [
     "AsyncSaver",
     "Branches",
     "CheckpointReader",
+    "PeerSaver",
+    "Peers",
     "Piece",
     "PieceReader",
     "Progress",

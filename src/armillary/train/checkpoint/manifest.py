@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ from armillary.train.rows import Rows
 
 FORMAT = 4  # only for a run with skipped batches; other checkpoints use format 3, which older versions read
 
-_METRICS = "metrics.parquet"
-_MANIFEST = "checkpoint.json"
-_OF_FORMAT_1 = ("model.safetensors", "optimizer.safetensors", _METRICS)
+METRICS = "metrics.parquet"
+MANIFEST = "checkpoint.json"
+_OF_FORMAT_1 = ("model.safetensors", "optimizer.safetensors", METRICS)
 _NAME = re.compile(r"step-(0|[1-9][0-9]*)")
 
 
@@ -47,8 +47,14 @@ class Progress:
 
 def complete(hidden: Path, folder: Path, written: Iterable[Written], progress: Progress) -> None:
     """Commit the files in ``hidden`` as the checkpoint ``folder/step-N``."""
-    progress.metrics.write(hidden / _METRICS)
-    files = [*written, written_file(hidden / _METRICS, {})]
+    write_manifest(hidden, written, progress)
+    commit(hidden, folder, progress.step)
+
+
+def write_manifest(hidden: Path, written: Iterable[Written], progress: Progress) -> None:
+    """Write the metrics and the manifest of the files ``written``, which need not all be in ``hidden``."""
+    progress.metrics.write(hidden / METRICS)
+    files = [*written, written_file(hidden / METRICS, {})]
     skipped = {step: why for step, why in progress.skipped.items() if step <= progress.step}
     manifest = {
         "format": FORMAT if skipped else 3,
@@ -60,8 +66,12 @@ def complete(hidden: Path, folder: Path, written: Iterable[Written], progress: P
     }
     if skipped:
         manifest["skipped"] = skipped
-    write_sealed(hidden / _MANIFEST, to_jsonable_python(manifest))
-    final = folder / f"step-{progress.step}"
+    write_sealed(hidden / MANIFEST, to_jsonable_python(manifest))
+
+
+def commit(hidden: Path, folder: Path, step: int) -> None:
+    """Make the finished folder ``hidden`` the checkpoint ``folder/step-N``."""
+    final = folder / f"step-{step}"
     if final.exists() or final.is_symlink():  # it cannot be a checkpoint of this run
         set_aside(final)
     hidden.rename(final)
@@ -102,7 +112,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, DamagedFileError, ForeignFileError: as ``read_sealed``.
     """
-    file = path / _MANIFEST
+    file = path / MANIFEST
     manifest = read_json(file, "checkpoint manifest", REMEDY)
     if manifest.get("format") != 1:  # format 1 has no seal, only checksums of its files
         manifest = read_sealed(file, "checkpoint manifest", FORMAT, REMEDY, sealed_since=2)
@@ -114,11 +124,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify_checkpoint(path: Path, run: str | None = None, part: int = 0, parts: int = 1) -> None:
+def verify_checkpoint(
+    path: Path, run: str | None = None, part: int = 0, parts: int = 1, only: Collection[str] | None = None
+) -> None:
     """Compare a checkpoint's manifest with its name and ``run``, and every file with its size and checksum.
 
     Several readers can divide the files: each checks part ``part`` of ``parts``. Without ``run`` the checkpoint may
-    belong to any run.
+    belong to any run. ``only``: the files that this machine has of a checkpoint in the memory of several.
 
     Raises:
         DamagedFileError: a file is missing, torn or changed; one line for each.
@@ -133,23 +145,25 @@ def verify_checkpoint(path: Path, run: str | None = None, part: int = 0, parts: 
                 "run. It was not changed"
             )
         if manifest["step"] != int(path.name.removeprefix("step-")):
-            raise DamagedFileError(f"{path}: {_MANIFEST} belongs to step {manifest['step']}; {REMEDY}")
+            raise DamagedFileError(f"{path}: {MANIFEST} belongs to step {manifest['step']}; {REMEDY}")
         if manifest["format"] == 1:
             sums, sizes = {name: {"sha256": manifest["sha256"][name]} for name in _OF_FORMAT_1}, {}
         else:
             sums = {name: _checksum(file) for name, file in manifest["files"].items()}
             sizes = {name: file["bytes"] for name, file in manifest["files"].items()}
+        if only is not None:
+            sums = {name: checksum for name, checksum in sums.items() if name in only}
         mine = sorted(sums)[part::parts]
         found = [(name, _difference(path / name, sizes.get(name), sums[name] if name in mine else {})) for name in sums]
         problems = [f"{path / name}: {what}; {REMEDY}" for name, what in found if what is not None]
     except FileNotFoundError as error:
-        raise DamagedFileError(f"{path / _MANIFEST}: is missing; {REMEDY}") from error
+        raise DamagedFileError(f"{path / MANIFEST}: is missing; {REMEDY}") from error
     except OSError as error:
         if error.errno in PASSING:
             raise ArmillaryError(f"{error.filename or path}: cannot be read now ({error.strerror})") from error
         raise DamagedFileError(f"{error.filename or path}: cannot be read ({error.strerror}); {REMEDY}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedFileError(f"{path}: {_MANIFEST} is damaged; {REMEDY}") from error
+        raise DamagedFileError(f"{path}: {MANIFEST} is damaged; {REMEDY}") from error
     if problems:
         raise DamagedFileError("\n".join(problems))
 
@@ -212,7 +226,7 @@ class CheckpointReader(PieceReader):
             DamagedFileError: not a table of them.
         """
         if self._rows is None:
-            file = self.folder / _METRICS
+            file = self.folder / METRICS
             try:
                 table = pq.read_table(file)
                 steps = table["step"] if "step" in table.column_names else []

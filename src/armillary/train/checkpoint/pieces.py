@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +187,17 @@ class PieceReader:
         """Keys and whole sizes of the optimizer state of the parameter ``name``."""
         begin = f"{name}/"
         return {key[len(begin) :]: tuple(t["size"]) for key, t in self._index.items() if key.startswith(begin)}
+
+    def files(self, name: str, size: tuple[int, ...], offset: tuple[int, ...]) -> set[str]:
+        """The files that hold parts of that slice; opens none, since the pieces of a tensor form a grid."""
+        tensor = self._index.get(name, {"size": (), "pieces": {}})
+        edges = [sorted({start[d] for start in tensor["pieces"].values()} | {n}) for d, n in enumerate(tensor["size"])]
+        found = set()
+        for file, start in tensor["pieces"].items():
+            ends = [edge[min(bisect_right(edge, s), len(edge) - 1)] for edge, s in zip(edges, start, strict=True)]
+            if all(max(o, s) < min(o + n, e) for o, n, s, e in zip(offset, size, start, ends, strict=True)):
+                found.add(file)
+        return found
 
     def read(self, name: str, size: tuple[int, ...], offset: tuple[int, ...]) -> Tensor:
         """The part of the tensor ``name`` of ``size`` that begins at ``offset``, on the CPU.

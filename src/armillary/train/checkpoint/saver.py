@@ -14,7 +14,7 @@ import shutil
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -179,7 +179,7 @@ class AsyncSaver:
 
     def _write(self, saved: Saved, pieces: dict[str, Piece], progress: Progress, arrived: torch.Event | None) -> None:
         begin = time.perf_counter()
-        hidden = self.folder / f".step-{saved.step}.{self._token}"
+        hidden = self.hidden(saved.step)
         mine: Written | str | None = None
         try:
             if arrived is not None:
@@ -190,26 +190,37 @@ class AsyncSaver:
         except Exception as error:
             mine = f"rank {self.world.rank} could not write its part ({reason(error)})"
         try:
-            found: list[tuple[int, Written | str | None]] = [(saved.step, None)] * self.world.size
-            dist.gather_object((saved.step, mine), found if self.world.rank == 0 else None, dst=0, group=self._group)
-            if self.world.rank == 0:
-                parts = [part for _, part in found]
-                saved.problem = next((part for part in parts if isinstance(part, str)), None)
-                if any(step != saved.step for step, _ in found):
-                    saved.problem = f"ranks wrote different steps: {', '.join(str(step) for step, _ in found)}"
-                written = [part for part in parts if isinstance(part, Written)]
-                if saved.problem is None:
-                    complete(hidden, self.folder, written, progress)
-                    thin_out(self.folder, progress, self.policy)
-                saved.data |= {
-                    "written_s": time.perf_counter() - begin,
-                    "bytes": sum(file.bytes for file in written),
-                }
+            self._commit(saved, mine, progress)
         except Exception as error:
             saved.problem = f"it could not be completed ({reason(error)})"
+        saved.data["written_s"] = time.perf_counter() - begin
         if saved.problem is not None:
             shutil.rmtree(hidden, ignore_errors=True)
         self._saved.append(saved)
+
+    def hidden(self, step: int) -> Path:
+        """The folder of an unfinished checkpoint."""
+        return self.folder / f".step-{step}.{self._token}"
+
+    def _commit(self, saved: Saved, mine: Written | str | None, progress: Progress) -> None:
+        """Rank 0 commits the checkpoint once every rank has written its part."""
+        found: list[tuple[int, Written | str | None]] = [(saved.step, None)] * self.world.size
+        dist.gather_object((saved.step, mine), found if self.world.rank == 0 else None, dst=0, group=self._group)
+        if self.world.rank != 0:
+            return
+        written = [part for _, part in found if isinstance(part, Written)]
+        saved.problem = common_problem(saved.step, found)
+        if saved.problem is None:
+            complete(self.hidden(saved.step), self.folder, written, progress)
+            thin_out(self.folder, progress, self.policy)
+        saved.data["bytes"] = sum(file.bytes for file in written)
+
+
+def common_problem(step: int, found: Sequence[tuple[int, Written | str | None]]) -> str | None:
+    """Why the parts that the ranks wrote (each with its step) are not a checkpoint of ``step``; None if they are."""
+    if any(other != step for other, _ in found):
+        return f"ranks wrote different steps: {', '.join(str(other) for other, _ in found)}"
+    return next((part for _, part in found if isinstance(part, str)), None)
 
 
 def save_checkpoint(folder: Path, pieces: Mapping[str, Piece], progress: Progress, policy: RetentionPolicy) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -115,11 +115,21 @@ class ParallelEngine:
 
     def load(self, reader: CheckpointReader) -> None:
         """Read this rank's part of the weights and optimizer state from a checkpoint."""
-        self.load_weights(reader)
+        for name, values, offset in self._parts():
+            values.copy_(reader.read(name, tuple(values.shape), offset))
+
+    def needed(self, reader: PieceReader) -> set[str]:
+        """The files of a checkpoint that ``load`` reads on this rank."""
+        found = [reader.files(name, tuple(values.shape), offset) for name, values, offset in self._parts()]
+        return set().union(*found)
+
+    def _parts(self) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
+        """This rank's part of each tensor in a checkpoint: its name, its values and their offset."""
         for name, piece in self._weights.items():
+            yield name, piece.values, piece.offset
             for key, value in self.optimizer.state.get(name, {}).items():
-                offset = piece.offset if value.shape == piece.values.shape else (0,) * value.ndim
-                value.copy_(reader.read(f"{name}/{key}", tuple(value.shape), offset))
+                like = value.shape == piece.values.shape
+                yield f"{name}/{key}", value, piece.offset if like else (0,) * value.ndim
 
     def save_weights(self, path: Path) -> None:
         """Write the weights of the whole model as one safetensors file."""
