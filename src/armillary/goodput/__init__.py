@@ -8,6 +8,7 @@ from armillary.goodput.events import (
     event_files,
     first_start_s,
     read_events,
+    recent_events,
     write_events,
 )
 from armillary.goodput.formula import (
@@ -57,6 +58,7 @@ __all__ = [
     "one_tier",
     "read_events",
     "read_ledger",
+    "recent_events",
     "run_simulation",
     "simulate",
     "write_events",

@@ -190,6 +190,23 @@ def read_events(path: Path) -> Iterator[Event]:
         raise DamagedFileError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
 
 
+def recent_events(path: Path, size: int = 2**18) -> list[Event]:
+    """The events in the last ``size`` bytes of a file, without lines that are not whole events; none without a file.
+
+    A run reads them whenever it resumes, however long it has been training.
+    """
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        begin = max(0, file.seek(0, os.SEEK_END) - size)
+        file.seek(begin)
+        lines = file.read().split(b"\n")
+        found = []
+        for line in lines[1 if begin else 0 :]:
+            with contextlib.suppress(ValidationError):
+                found.append(Event.model_validate_json(line))
+        return found
+    return []
+
+
 def _is_newer(minor: object) -> bool:
     return isinstance(minor, int) and minor > MINOR
 

@@ -200,6 +200,7 @@ class Run(Generic[EngineT]):
         self.order: DataOrder = data_order(job.spec, job.corpus)
         self.metrics = Metrics(job.folder / "metrics" if job.world.rank == 0 else None)
         self.step = self.began = 0  # finished steps now, and at the start of this attempt
+        self.repeated: dict[int, tuple[float, float]] = {}  # of steps that are taken again: loss and tolerance
         self.skipped: dict[int, str] = {}  # the steps that take no update, with reasons (`skips`)
         self.judge = Judge()
         self._between: tuple[Hook, ...] = (Validate(job.spec), *hooks, self.metrics)
@@ -265,12 +266,21 @@ class Run(Generic[EngineT]):
             verdict = self.judge.look(step, loss, norm)
             if verdict is not None:
                 self.bad_step(BadStepError(step, verdict))
+            self._compare(step, loss)
             more = zip(names, measured, strict=True)
             self.metrics.append({**self._row(step), "loss": loss, "grad_norm": norm, **dict(more)})
         loss = self.metrics.last["loss"]
         self.reporter.write("progress", self.step, seconds, loss=loss, data_wait_s=round(waited_s, 6))
         self.metrics.show()
         self.save.report(self)
+
+    def _compare(self, step: int, loss: float) -> None:
+        """Report a repeated step whose loss differs from the first time: weights, data or a processor were wrong."""
+        before, tolerance = self.repeated.pop(step, (loss, 0.0))
+        if not abs(loss - before) <= tolerance:
+            how = f"the repeated step {step} has the loss {loss:.9g}, but had {before:.9g}"
+            self.reporter.write("detected", step, found="not repeatable", how=how)
+            self.reporter.tell(f"{how}: memory or a processor was wrong in one of the two")
 
     def attend(self) -> None:
         """Call the hooks due after the last recorded step: checkpoint, validation, others, stop.

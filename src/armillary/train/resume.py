@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from armillary.goodput import EventKind
-from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, RunSpec, read_spec
+from armillary.goodput import EventKind, recent_events
+from armillary.recipe import EVENTS, ArmillaryError, DamagedFileError, ForeignFileError, RunSpec, read_spec
 from armillary.resilience import WINDOW
 from armillary.train.checkpoint import CheckpointReader, checkpoint_steps, set_aside, verify_checkpoint
 from armillary.train.engines import outline
@@ -22,6 +22,9 @@ from armillary.train.world import by_first, together
 
 if TYPE_CHECKING:
     from armillary.train.loop import Run
+
+
+_ROUNDING = 1e-3  # of a loss: sums in another order, over all steps since the checkpoint
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def begin(run: Run[Any], trunk: Trunk | None = None, kind: EventKind = "resume")
             for skipped, why in found.skipped.items():
                 if skipped not in run.skipped:  # the record was lost
                     run.leave_out(skipped, why)
+            run.repeated = _losses_after(run, step) if run.world.rank == 0 else {}
             _load(run, found, step)
             run.reporter.write(kind, step, **run.engine.described, source="memory" if in_memory else "disk")
             if run.peers is not None:
@@ -185,6 +189,21 @@ def _open_trunk(spec: RunSpec, trunk: Trunk, path: Path) -> CheckpointReader:
     if prefix != spec.prefix_id(trunk.step):
         raise ForeignFileError(f"{path}: the first {trunk.step} steps belong to another run")
     return reader
+
+
+def _losses_after(run: Run[Any], step: int) -> dict[int, tuple[float, float]]:
+    """The reported losses of later steps, which the run now repeats, and by how much the repeated ones may differ.
+
+    On a CPU with the same layout they are equal; otherwise sums have another order.
+    """
+    layout, losses = None, {}
+    for event in recent_events(run.folder / EVENTS):
+        if event.kind in ("start", "resume", "restored"):
+            layout = event.data.get("layout")
+        elif event.kind == "progress" and event.step > step and isinstance(loss := event.data.get("loss"), float):
+            exact = run.engine.device.type == "cpu" and layout == run.engine.described.get("layout", layout)
+            losses[event.step] = loss, 0.0 if exact and layout is not None else _ROUNDING * abs(loss)
+    return losses
 
 
 def _load(run: Run[Any], reader: CheckpointReader, step: int) -> None:

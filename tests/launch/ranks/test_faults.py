@@ -56,7 +56,7 @@ def test_killed_not_finite_and_flipped_it_ends_with_the_same_weights(large, tmp_
     launch(large, tmp_path / "run", faults=faults, reporter=Said)
     losses = [[row["loss"] for row in of["metrics"]] for of in (outcome(tmp_path / "run"), undisturbed(large.run))]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    happened = events(tmp_path / "run")
+    happened = [e for e in events(tmp_path / "run") if e.data.get("found") != "not repeatable"]
     assert [e.data["problem"] for e in happened if e.kind == "fault"] == ["nan", "flip", "kill"]
     assert [e.data["found"] for e in happened if e.kind == "detected"] == ["not finite", "lost step", "dead"]
     # a copy is compared before it is kept: the run goes back by the steps since the last snapshot alone
@@ -126,7 +126,7 @@ def test_a_machine_that_is_lost_with_its_memory_costs_no_more_steps_than_a_proce
     ids=["dp2 tp2", "fsdp4", "dp4", "pp2 fsdp2"],
 )
 def test_a_machine_of_two_ranks_is_lost(layout, large, tmp_path, outcome):
-    shape = large.run.model.model_copy(update={"n_layers": 2})
+    shape = large.run.model.model_copy(update={"n_layers": 2, "n_kv_heads": large.run.model.n_heads})
     large = large.model_copy(update={"layout": layout, "run": large.run.model_copy(update={"model": shape})})
     launch(large, tmp_path / "whole", reporter=Said)
     resumed = lose_machines(large, tmp_path / "run", 2, [3, 0])

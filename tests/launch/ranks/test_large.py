@@ -212,6 +212,26 @@ def test_the_events_of_ranks_say_when_the_run_began_and_count_each_step_once(doc
 
 
 @pytest.mark.slow
+def test_a_stopped_rank_of_torchrun_is_found_by_the_rank_that_waits_for_it(document, write, tmp_path):
+    """torchrun sees only processes that end, so rank 0 ends itself; the run then resumes and ends."""
+    document["run"] |= {"steps": 1000, "validation": {"every": 100000, "windows": 4}}
+    document["checkpoints"] = {"every_steps": 20}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    folder = tmp_path / "out"
+    command = ["--max-restarts", "2", "-m", "armillary", "train", str(write(document)), "--out", str(folder)]
+    launched = run([*torchrun, *command])
+    wait_for(folder / "checkpoints" / "step-20")
+    rank = next(c for c in children(launched.pid) if b"\0RANK=1\0" in Path(f"/proc/{c}/environ").read_bytes())
+    os.kill(rank, signal.SIGSTOP)
+    _, said = launched.communicate(timeout=_PATIENCE_S)
+    assert launched.returncode == 0 and b"so that the launcher restarts all ranks" in said, said.decode()
+    events = folder / "events.jsonl"
+    (detected,) = (e for e in read_events(events) if e.kind == "detected")
+    assert detected.data["found"] == "hung" and detected.data["silent_s"] < 30
+    assert [e.kind for e in read_events(events)].count("resume") == 1
+
+
+@pytest.mark.slow
 def test_killed_stopped_and_taken_to_its_end_by_torchrun(document, write, tmp_path):
     """A rank is killed: all start again from the last checkpoint. Ctrl-C: a checkpoint. torchrun: the rest."""
     document["run"] |= {"steps": 3000, "validation": {"every": 100000, "windows": 4}}

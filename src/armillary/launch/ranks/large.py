@@ -21,6 +21,7 @@ from armillary.goodput import EventKind, EventWriter
 from armillary.launch.clusters.crashes import LostRankError
 from armillary.launch.ranks.group import joined, meeting_place, place
 from armillary.launch.ranks.local import RankContext, Supervision, start_ranks
+from armillary.launch.ranks.watchdog import watched
 from armillary.recipe import EVENTS, ArmillaryError, LargeRun, Layout, RunResult, RunSpec, UsageError
 from armillary.resilience import FaultClock, FaultHook, Faults, FaultState
 from armillary.trackers import Track, destinations
@@ -54,7 +55,7 @@ def launch(
         InterruptedRunError, DivergedError, BusyRunError, ArmillaryError: as ``train_ranks``.
     """
     if launched():
-        _, ranks = place()
+        rank, ranks = place()
         if nproc is not None:
             raise UsageError(
                 f"--nproc starts ranks on this machine, but a launcher has started {ranks} already; leave it out"
@@ -66,12 +67,13 @@ def launch(
         meeting_place()
         if min_ranks is not None and min_ranks <= ranks:
             large = large.on_fewer(ranks)
-        prepare(large, ranks)
+        spec, _, _ = prepare(large, ranks)
         stopping = Stop()
         for number in SIGNALS:
             signal.signal(number, stopping.ask)
         try:
-            return train_as_rank(large, folder, reporter, RankContext(stopping))
+            with watched(folder, spec.id, rank) as heartbeat:
+                return train_as_rank(large, folder, reporter, RankContext(stopping, heartbeat))
         except Exception as error:
             if not lost_connection(error):
                 raise
