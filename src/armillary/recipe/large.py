@@ -30,7 +30,7 @@ class Checkpoints(Document):
     A checkpoint is written after ``every_s`` seconds, after every ``every_steps`` steps, and when the run is stopped.
     The last ``keep_last`` are kept. At multiples of ``keep_every_steps`` a checkpoint is written too and always kept.
     Every ``snapshot_every_steps`` steps one is written to the memory of the machine, which a process that dies leaves
-    intact; all ranks must be on one machine.
+    intact, and to that of the next machine if there are several.
     """
 
     every_s: float = Field(default=600.0, gt=0)

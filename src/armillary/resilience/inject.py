@@ -13,7 +13,7 @@ ledger reads its time. A fault happens once, even if its step is repeated.
 | slow | the rank sleeps in the update of each of the next ``steps`` steps |
 | nan | a gradient of the next step is not a number |
 | flip | a bit of a weight is flipped |
-| disk | the rank's files cannot grow for the next ``steps`` steps, as on a full disk |
+| disk | the rank's checkpoints cannot be written for the next ``steps`` steps, as on a full disk |
 | corrupt | a byte of the newest checkpoint is changed |
 | network | the rank's connections to all others are shut down |
 | node | all ranks of the rank's machine are killed, and its memory with all snapshots is lost |
@@ -32,6 +32,7 @@ import shutil
 import signal
 import socket
 import stat
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -235,7 +236,7 @@ class FaultHook:
                 if fault.step == run.step and not self._before[number]:
                     self._begin(number, fault, run)
         if run.step >= self._disk_until:
-            _disk_is_free()
+            vars(run.save.saver).pop("_write", None)
 
     def _begin(self, number: int, fault: Fault, run: Any) -> None:
         if fault.kind == "disk":
@@ -320,16 +321,30 @@ def _own(tensor: Any) -> Any:
 
 
 def _disk(fault: Fault, run: Any) -> None:
-    # too small for a checkpoint, large enough for the events of a rank
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    size = max((path.stat().st_size for path in run.folder.glob("events*.jsonl")), default=0)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 2**16, hard))
+    saver, memory = run.save.saver, run.in_memory
+    write, turn = saver._write, threading.Lock()
 
+    def on_full_disk(*arguments: Any) -> None:
+        # The limit counts for the whole process, but a full disk does not affect the memory with the snapshots.
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # too small for a checkpoint, large enough for the events of a rank
+        size = max((path.stat().st_size for path in run.folder.glob("events*.jsonl")), default=0)
+        with turn:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 2**16, hard))
+            try:
+                write(*arguments)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-def _disk_is_free() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if soft != hard:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    saver._write = on_full_disk
+    if memory is not None:
+        apart = memory.saver._write
+
+        def alone(*arguments: Any) -> None:
+            with turn:
+                apart(*arguments)
+
+        memory.saver._write = alone
 
 
 def _corrupt(fault: Fault, run: Any) -> None:

@@ -197,6 +197,7 @@ class Run(Generic[EngineT]):
         self.checkpoints = job.folder / "checkpoints"
         self.memory: Path | None = None  # folder of snapshots, if any
         self.peers: Peers | None = None  # the machines that divide them, if there are several
+        self.in_memory: Save | None = None  # the hook that writes them
         self.order: DataOrder = data_order(job.spec, job.corpus)
         self.metrics = Metrics(job.folder / "metrics" if job.world.rank == 0 else None)
         self.step = self.began = 0  # finished steps now, and at the start of this attempt

@@ -94,9 +94,10 @@ def train_ranks(
         engine = ParallelEngine(spec, layout, device, saver, partial(_notice, reporter))
         saver.prepare(engine.pieces())
         save = Save(saver, checkpoints, clock=first)
-        memory, peers, more = _snapshots(world, folder, checkpoints, machine)
+        memory, peers, in_memory = _snapshots(world, folder, checkpoints, machine)
+        more = [] if in_memory is None else [in_memory]
         run = Run(Job(spec, corpus, folder, world, reporter), engine, save, Stop(stop), [*more, *hooks])
-        run.memory, run.peers = memory, peers
+        run.memory, run.peers, run.in_memory = memory, peers, in_memory
         run.judge = engine.judge = Judge(skipping.loss_deviations)
         closing.callback(saver.wait)
         begin(run)
@@ -166,7 +167,7 @@ def _notice(reporter: Reporter, step: int, found: str, how: str) -> None:
 
 def _snapshots(
     world: Ranks, folder: Path, checkpoints: Checkpoints, machine: str
-) -> tuple[Path | None, Peers | None, list[Hook]]:
+) -> tuple[Path | None, Peers | None, Save | None]:
     """The folder of snapshots, the machines that divide them if there are several, and the hook that writes them.
 
     Raises:
@@ -174,7 +175,7 @@ def _snapshots(
     """
     every = checkpoints.snapshot_every_steps
     if every is None:
-        return None, None, []
+        return None, None, None
     policy = Checkpoints(every_s=_NEVER_S, every_steps=every)
     machines = world.collect(machine)
     if len(set(machines)) == 1:
@@ -185,7 +186,7 @@ def _snapshots(
         memory = together(world, partial(memory_folder, folder, machine))
         peers = Peers(world, memory, machines)
         saver = PeerSaver(peers, policy)
-    return memory, peers, [Save(saver, policy, clock=False, kind="snapshot")]
+    return memory, peers, Save(saver, policy, clock=False, kind="snapshot")
 
 
 def _ahead(order: DataOrder, steps: Sequence[int], device: torch.device) -> Generator[Batch[Tensor], None, None]:

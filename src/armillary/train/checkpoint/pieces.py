@@ -206,7 +206,10 @@ class PieceReader:
             ArmillaryError: the tensor, or a part of that slice, is missing.
         """
         result, missing = torch.empty(size), math.prod(size)
+        needed = self.files(name, size, offset)
         for file, start in self._index.get(name, {"pieces": {}})["pieces"].items():
+            if file not in needed and not (self.folder / file).exists():
+                continue  # in the memory of another machine
             piece = self._open(file).get_slice(name)
             sides = zip(offset, size, start, piece.get_shape(), strict=True)
             common = [(max(o, s), min(o + n, s + m)) for o, n, s, m in sides]
