@@ -11,6 +11,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,7 +50,7 @@ def joined() -> Iterator[torch.device]:
             cores = len(os.sched_getaffinity(0))
             torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     try:
-        dist.init_process_group(backend, timeout=_PATIENCE)
+        dist.init_process_group(backend, timeout=_PATIENCE, **_store(rank, ranks))
     except (RuntimeError, ValueError, OSError) as error:  # DistError is a RuntimeError
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ArmillaryError(
@@ -60,6 +61,23 @@ def joined() -> Iterator[torch.device]:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def _store(rank: int, ranks: int) -> dict[str, Any]:
+    """Arguments of ``init_process_group`` for the store of a launcher's agent; empty if the launcher has none.
+
+    torchrun keeps this store over all attempts. Without a prefix, a restarted rank reads the addresses of processes
+    that have ended, and the ranks never connect.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        _value("MASTER_ADDR"), _number("MASTER_PORT"), is_master=False, wait_for_workers=False, timeout=_PATIENCE
+    )
+    prefix = f"armillary/{ranks}/{attempt}"
+    prefixed = dist.PrefixStore(prefix, store)  # type: ignore[attr-defined]
+    return {"store": prefixed, "rank": rank, "world_size": ranks}
 
 
 def place() -> tuple[int, int]:
