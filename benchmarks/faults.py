@@ -5,6 +5,12 @@ shows, for each kind of fault, the seconds until it was detected, the seconds fr
 the steps that were repeated. It also shows whether both runs end with the same weights. All figures come from the
 events of the runs; their ledgers are printed below the table.
 
+The four ranks count as two machines of two. The fault ``node`` kills both ranks of one and removes its memory.
+
+``--snapshot-cost`` instead trains a model whose steps take a second or more, in turn with and without snapshots. Both
+shares are of the time of the steps: what training waited (``checkpoint`` in the ledger), and how much longer a step is
+while the files are written.
+
 ``--against-simulator`` instead injects faults at a rate, and compares the ledger of that run with the simulator and
 the exact formula, which use its measurements: time between faults, times to detect and to recover, and the blocking
 time of snapshots.
@@ -14,6 +20,7 @@ machine with fewer cores than ranks steps are slow, and so is a restart.
 
     python benchmarks/faults.py --faults 30 --steps 600 --json faults.json
     python benchmarks/faults.py --against-simulator --mtbf 20 --steps 3000 --snapshot 25
+    python benchmarks/faults.py --snapshot-cost --steps 30 --snapshot 5
 """
 
 from __future__ import annotations
@@ -46,20 +53,23 @@ from armillary.resilience import KINDS, Faults, RandomFaults, load_faults
 
 DOMAIN = "words"
 HOUR_S, DAY_S = 3600.0, 86_400.0
+SMALL, LARGE = (2, 64, 128, 64), (6, 512, 1408, 128)  # layers, width, hidden width, context length
+ENDING = ("kill", "stop", "hang", "network", "node")
 LAYOUTS = {"dp4": {"dp_replicate": 4}, "dp2×tp2": {"dp_replicate": 2, "tp": 2}}
 
 
-def documents(folder: Path, steps: int, snapshot: int) -> dict[str, Path]:
-    """The file of a large run for each layout, over a corpus of counting lines."""
+def documents(folder: Path, steps: int, snapshot: int | None, size: tuple[int, int, int, int]) -> dict[str, Path]:
+    """The file of a large run of a model of ``size`` for each layout, over a corpus of counting lines."""
     text = folder / "counting.txt"
     text.write_text("\n".join(" ".join(str(n * k) for n in range(1, 12)) for k in range(1, 6000)), encoding="utf-8")
     corpus = corpus_of({DOMAIN: str(text)}, 512, folder / "corpora")
+    *sides, context_length = size
     spec = run_spec(
-        shape(2, 64, 128, corpus.vocab_size),
+        shape(*sides, corpus.vocab_size),
         {DOMAIN: 1.0},
         lr=1e-3,
         corpus="",
-        context_length=64,
+        context_length=context_length,
         batch_sequences=8,
         steps=steps,
         seed=1,
@@ -68,9 +78,9 @@ def documents(folder: Path, steps: int, snapshot: int) -> dict[str, Path]:
     run = spec.model_dump(mode="json", exclude={"corpus"})
     files = {}
     for name, layout in LAYOUTS.items():
-        files[name] = folder / f"{name}.yaml"
+        files[name] = folder / f"{name}-{snapshot}.yaml"
         document = {"name": name, "corpus": str(corpus.path), "run": run, "layout": layout}
-        document["checkpoints"] = {"every_steps": 50, "snapshot_every_steps": snapshot}
+        document["checkpoints"] = {"every_steps": 50, **({"snapshot_every_steps": snapshot} if snapshot else {})}
         files[name].write_text(yaml.safe_dump(document), encoding="utf-8")
     return files
 
@@ -101,7 +111,7 @@ def reactions(events: list[Event]) -> dict[str, list[tuple[float | None, float |
         later = events[events.index(detected) + 1 :]
         again = next((e for e in later if e.kind in ("resume", "restored", "start")), None)
         first = next((e for e in later if e.kind in ("running", "progress")), None)
-        rolled = kind in ("kill", "stop", "hang", "network", "flip")
+        rolled = kind in (*ENDING, "flip")
         lost = max(0, fault.step - again.step) if rolled and again is not None else 0
         recovery = first.time_s - detected.time_s if rolled and first is not None else None
         found[kind].append((detected.time_s - fault.time_s, recovery, lost))
@@ -132,12 +142,35 @@ def planned(count: int, steps: int, seed: int) -> dict[str, Any]:
     late = [{"kind": "slow", "rank": n % 4, "step": first + 50 * n, "steps": 40} for n in range(slow)]
     kinds = [kind for kind in KINDS[:-1] if kind != "slow"]
     drawn = Faults(draw=RandomFaults(count=count - slow, kinds=kinds, seed=seed, first_step=5)).plan(first - 10, 4)
-    return {"faults": [*(fault.model_dump(exclude_none=True) for fault in drawn), *late]}
+    return {"nodes": 2, "faults": [*(fault.model_dump(exclude_none=True) for fault in drawn), *late]}
+
+
+def snapshot_cost(folder: Path, steps: int, snapshot: int) -> dict[str, Any]:
+    """Two runs with snapshots and two without, in turn: step time, and the shares that snapshots cost."""
+    times: dict[int | None, list[float]] = {None: [], snapshot: []}
+    blocked: list[float] = []
+    for number in range(4):
+        every = snapshot if number % 2 else None
+        run = folder / f"cost-{number}"
+        train(documents(folder, steps, every, LARGE)["dp4"], run)
+        events = all_events(run)
+        times[every].append(sum(e.duration_s or 0.0 for e in events if e.kind == "progress" and e.rank == 0) / steps)
+        begun = [e for e in events if e.kind == "checkpoint_begin" and e.data.get("of") == "snapshot" and e.rank == 0]
+        blocked += [e.duration_s or 0.0 for e in begun[1:]]  # the first also allocates
+    plain, with_them = statistics.median(times[None]), statistics.median(times[snapshot])
+    return {
+        "step_s": plain,
+        "snapshot_every_s": snapshot * plain,
+        "waited_s": statistics.median(blocked),
+        "waited_share": statistics.median(blocked) / (snapshot * plain),
+        "longer_share": with_them / plain - 1,
+        "steps_s": {"without": times[None], "with": times[snapshot]},
+    }
 
 
 def against_simulator(folder: Path, steps: int, snapshot: int, mtbf_s: float, seed: int) -> dict[str, Any]:
     """A run that fails at a rate, beside the simulator and the formula with what was measured in the run."""
-    file, run = documents(folder, steps, snapshot)["dp4"], folder / "at-a-rate"
+    file, run = documents(folder, steps, snapshot, SMALL)["dp4"], folder / "at-a-rate"
     plan = folder / "rate.yaml"
     plan.write_text(yaml.safe_dump({"rate": {"mtbf_s": mtbf_s, "kinds": ["kill", "stop"], "seed": seed}}))
     train(file, run, "--inject", str(plan), "--max-restarts", "50")
@@ -184,6 +217,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--against-simulator", action="store_true", help="compare a run with faults at a rate")
+    parser.add_argument("--snapshot-cost", action="store_true", help="measure what snapshots cost in long steps")
     parser.add_argument("--mtbf", type=float, default=20.0, help="seconds between two faults at a rate (default 20)")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     options = parser.parse_args()
@@ -194,7 +228,12 @@ def main() -> int:
             compared = against_simulator(folder, options.steps, options.snapshot, options.mtbf, options.seed)
             write_json(options.json, "faults against simulator", **compared)
             return show_comparison(compared)
-        files = documents(folder, options.steps, options.snapshot)
+        if options.snapshot_cost:
+            cost = snapshot_cost(folder, options.steps, options.snapshot)
+            write_json(options.json, "cost of snapshots", **cost)
+            print(", ".join(f"{name} {value:.3g}" for name, value in cost.items() if isinstance(value, float)))
+            return int(cost["waited_share"] > 0.02)
+        files = documents(folder, options.steps, options.snapshot, SMALL)
         plan = folder / "faults.yaml"
         plan.write_text(yaml.safe_dump(planned(options.faults, options.steps, options.seed)), encoding="utf-8")
         kinds = Counter(fault.kind for fault in load_faults(plan).plan(options.steps, 4))
@@ -215,7 +254,7 @@ def main() -> int:
                 for kind, of_kind in sorted(found.items())
             ]  # fmt: skip
             print(markdown(["fault", "count", "found", "found after", "next step after", "steps lost, most"], rows))
-            ending = [one for kind in ("kill", "stop", "hang", "network") for one in found[kind]]
+            ending = [one for kind in ENDING for one in found[kind]]
             said = middle([one[0] for one in ending], "s"), middle([one[1] for one in ending], "s")
             print(f"\nfaults that end training: found after {said[0]}, next step after {said[1]}")
             ledgers = {word: read_ledger(run).to_json() for word, run in (("undisturbed", whole), ("broken", broken))}
