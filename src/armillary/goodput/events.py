@@ -132,6 +132,7 @@ def write_events(path: Path, events: Iterable[Event]) -> None:
     """
     hidden = aside(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(hidden, "wb") as file:
             for event in events:
                 file.write(event.model_dump_json().encode() + b"\n")

@@ -99,25 +99,29 @@ def train_ranks(
         run = Run(Job(spec, corpus, folder, world, reporter), engine, save, Stop(stop), [*more, *hooks])
         run.memory, run.peers, run.in_memory = memory, peers, in_memory
         run.judge = engine.judge = Judge(skipping.loss_deviations)
-        closing.callback(saver.wait)
+        for writer in (saver, *(one.saver for one in more)):
+            closing.callback(writer.wait)
         begin(run)
         try:
             result = _to_the_end(run, device, skipping)
         except InterruptedRunError:  # the last step has a checkpoint on disk, so the memory of snapshots can be freed
-            _forget(world, folder, peers)
+            _forget(run)
             raise
-        _forget(world, folder, peers)
+        _forget(run)
         return result
 
 
-def _forget(world: Ranks, folder: Path, peers: Peers | None) -> None:
+def _forget(run: Run[ParallelEngine]) -> None:
     """Free the memory of snapshots, on every machine."""
-    if peers is not None:
-        if peers.first:
-            forget_here(folder)
-        world.any(False)  # all machines have read where theirs are
-    if world.rank == 0:
-        forget(folder)
+    if run.in_memory is not None:
+        run.in_memory.saver.wait()  # otherwise it makes the folder again
+        run.world.any(False)
+    if run.peers is not None:
+        if run.peers.first:
+            forget_here(run.folder)
+        run.world.any(False)  # all machines have read where theirs are
+    if run.world.rank == 0:
+        forget(run.folder)
 
 
 def _to_the_end(run: Run[ParallelEngine], device: torch.device, skipping: Skipping) -> RunResult:

@@ -107,7 +107,7 @@ class Peers:
                 shutil.rmtree(self.memory / f"step-{later}", ignore_errors=True)
 
     def _write(self, path: Path, data: bytes | None) -> None:
-        if self.first and data is not None and not path.exists():
+        if self.first and data is not None and _read(path) != data:
             with writing(path):
                 write_file(path, data)
 
@@ -216,8 +216,11 @@ def _read(path: Path) -> bytes | None:
 
 def _held(memory: Path) -> dict[int, tuple[int, frozenset[str]]]:
     """By step: how many files the snapshot has on all machines, and which of them this machine has."""
-    held = {}
-    for step in checkpoint_steps(memory):
+    held: dict[int, tuple[int, frozenset[str]]] = {}
+    steps: list[int] = []
+    with contextlib.suppress(ArmillaryError, OSError):
+        steps = checkpoint_steps(memory)
+    for step in steps:
         with contextlib.suppress(ArmillaryError, OSError, KeyError, TypeError, AttributeError):
             names = read_manifest(memory / f"step-{step}")["files"].keys()
             held[step] = len(names), frozenset(name for name in names if (memory / f"step-{step}" / name).is_file())
