@@ -33,8 +33,11 @@ def build(
     return torch.optim.AdamW(groups, lr=spec.lr, betas=(spec.beta1, spec.beta2), eps=spec.eps, fused=True)
 
 
-def step_group(group: dict[str, Any], state: MutableMapping[Tensor, Any]) -> None:
-    """Take a step of AdamW for one group; for optimizers that leave some parameters to AdamW."""
+def step_group(group: dict[str, Any], state: MutableMapping[Tensor, Any], found_inf: Tensor | None = None) -> None:
+    """Take a step of AdamW for one group; for optimizers that leave some parameters to AdamW.
+
+    If ``found_inf`` is 1 instead of 0, nothing changes.
+    """
     parameters = [p for p in group["params"] if p.grad is not None]
     for parameter in parameters:
         if not state[parameter]:
@@ -44,5 +47,5 @@ def step_group(group: dict[str, Any], state: MutableMapping[Tensor, Any]) -> Non
     adamw(
         parameters, [p.grad for p in parameters], means, squares, [], steps,
         fused=True, amsgrad=False, beta1=beta1, beta2=beta2, lr=group["lr"],
-        weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
+        weight_decay=group["weight_decay"], eps=group["eps"], maximize=False, found_inf=found_inf,
     )  # fmt: skip

@@ -60,8 +60,13 @@ class LocalOptimizer:
         """The optimizer's tensors by parameter name and key."""
         return {name: self._optimizer.state[parameter] for name, parameter in self.local.items()}
 
-    def step(self, lr: float) -> None:
-        """Take one step at the learning rate ``lr`` with the parameters' gradients, and clear the gradients."""
+    def step(self, lr: float, norm: Tensor | None = None) -> None:
+        """Take one step at the learning rate ``lr`` with the parameters' gradients, and clear the gradients.
+
+        If ``norm`` (no dimensions, on the device) is given and not finite, weights and state stay as they are. The
+        value is not read, so an accelerator does not wait.
+        """
+        self._optimizer.found_inf = None if norm is None else (~norm.isfinite()).to(torch.float32)  # type: ignore[attr-defined]
         for name, parameter in self._parameters.items():
             if isinstance(parameter, DTensor):
                 grad = parameter.grad

@@ -63,24 +63,28 @@ class _Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Take one step with the gradients."""
+        """Take one step with the gradients; none if ``found_inf`` is 1 (``LocalOptimizer.step``)."""
         directions: dict[Tensor, Tensor] = {}
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
         for group in self.param_groups:
             if group["own"]:
-                directions.update(self._momentum(group))
+                directions.update(self._momentum(group, found_inf))
             else:
-                adamw.step_group(group, self.state)
+                adamw.step_group(group, self.state, found_inf)
         for parameter in self._whole:
             directions[parameter] = _orthogonal(directions[parameter])
         for members, exchange in self._exchanges:
             directions.update(zip(members, exchange([directions[p] for p in members]), strict=True))
         for group in self.param_groups:
             for parameter in group["params"] if group["own"] else ():
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 size = 0.2 * math.sqrt(max(self._sides[parameter]))
+                before = parameter.clone() if found_inf is not None else parameter
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(directions[parameter], alpha=-group["lr"] * size)
+                if found_inf is not None:
+                    parameter.copy_(torch.where(found_inf.bool(), before, parameter))
 
-    def _momentum(self, group: dict[str, Any]) -> dict[Tensor, Tensor]:
+    def _momentum(self, group: dict[str, Any], found_inf: Tensor | None) -> dict[Tensor, Tensor]:
         """Update the momenta with the gradients and return the matrices to orthogonalise, in bf16."""
         # all ranks must exchange the same matrices, so a missing gradient (an expert without tokens) counts as zero
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in group["params"]]
@@ -88,6 +92,8 @@ class _Muon(torch.optim.Optimizer):
             if not self.state[parameter]:
                 self.state[parameter] = _initial_state(parameter)
         momenta = [self.state[p]["momentum_buffer"] for p in group["params"]]
+        if found_inf is not None:  # a momentum that is averaged with itself stays
+            grads = [torch.where(found_inf.bool(), m, g) for m, g in zip(momenta, grads, strict=True)]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         ahead = torch._foreach_lerp(grads, momenta, group["momentum"])
         return {p: update.bfloat16() for p, update in zip(group["params"], ahead, strict=True)}

@@ -280,14 +280,14 @@ def _hang(fault: Fault, run: Any) -> None:
 
 def _slow(fault: Fault, run: Any) -> None:
     optimizer, until = run.engine.optimizer, fault.until
-    step: Callable[[float], None] = optimizer.step
+    step: Callable[..., None] = optimizer.step
 
-    def late(lr: float) -> None:
+    def late(*arguments: Any) -> None:
         if run.step >= until:
             optimizer.step = step
         else:
             time.sleep(0.1 if fault.seconds is None else fault.seconds)
-        step(lr)
+        step(*arguments)
 
     optimizer.step = late
 

@@ -50,7 +50,8 @@ class ParallelEngine:
         for part in self.program.parts:
             part.turn_as(self.spec.during(step).model)
         loss, norm = self._gradients(batch)
-        # Reading the value would stall an accelerator; there the loop checks the losses when it fetches them.
+        # Reading the value would stall an accelerator; there the loop checks the losses when it fetches them, and a
+        # gradient that is not finite changes neither weights nor state.
         if self.device.type == "cpu" and (wrong := self.judge.look(step + 1, loss.item(), norm.item())) is not None:
             loss, norm = self._gradients(batch)
             again = self.judge.look(step + 1, loss.item(), norm.item())
@@ -58,7 +59,7 @@ class ParallelEngine:
                 raise BadStepError(step + 1, again)
             found = "spike" if wrong.finite else "not finite"
             self.notice(step, found, f"{wrong.what}; recomputed, the step is normal")
-        self.optimizer.step(self.spec.lr(step))
+        self.optimizer.step(self.spec.lr(step), norm if self.device.type != "cpu" else None)
         self.program.balance()
         return loss, norm, *self.program.measured
 
