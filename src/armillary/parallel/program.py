@@ -109,6 +109,7 @@ class Program:
         with torch.device("meta"):
             self.parts = build_stages(spec, layout, self.grid.rank("pp"))
         self.partial: list[nn.Parameter] = []
+        self.compiles = layout.compile and (device.type != "cpu" or kernels(torch.float32) is None)  # in the first step
         for part in self.parts:
             if layout.tp > 1:
                 shard_tensors(part, self.grid)
@@ -120,7 +121,7 @@ class Program:
             elif layout.recompute == "selective":
                 recompute_cheap(part)
             # the C kernels of a CPU are fused already
-            if layout.compile and (device.type != "cpu" or kernels(torch.float32) is None):
+            if self.compiles:
                 for layer in part.layers.values():
                     layer.compile()
                 if part.criterion is linear_cross_entropy:

@@ -121,6 +121,9 @@ def train_steps(run: Run[Any], batches: Iterable[Batch[Tensor]]) -> RunResult:
             pending.append(run.engine.step(run.step, batch))
             run.advance()
         if first:
+            if run.engine.compiles and pending:
+                run.reporter.write("compile", run.step, time.perf_counter() - asked)
+                since = time.perf_counter()
             run.reporter.write("running", run.step)
             first = False
         if run.wants_attention() or len(pending) >= FLUSH:

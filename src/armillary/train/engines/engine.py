@@ -44,6 +44,7 @@ class Engine(Protocol):
 
     device: torch.device
     described: dict[str, Any]  # fields about the engine in the event of a start
+    compiles: bool  # whether the first step compiles parts of the model
 
     def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, ...]:
         """One optimizer step on the global ``batch``.

@@ -39,6 +39,7 @@ class ParallelEngine:
         self.spec, self.layout, self.device, self.saver = spec, layout, device, saver
         self.described = {"ranks": layout.ranks, "layout": layout.model_dump(mode="json", exclude_defaults=True)}
         self.program = Program(spec, layout, device)
+        self.compiles = self.program.compiles
         self.optimizer = LocalOptimizer(self.program.named_parameters(), spec)
         # The memory of the weights is never reallocated; the optimizer also relies on this, since it works in place.
         weights = {name: tensor for part in self.program.parts for name, tensor in part.state_dict().items()}

@@ -41,6 +41,7 @@ class SingleDeviceEngine:
     def __init__(self, spec: RunSpec, device: torch.device) -> None:
         self.spec, self.device = spec, device
         self.described: dict[str, Any] = {}
+        self.compiles = False
         self.model = outline(spec)
         self.model.to_empty(device=device)
         self.optimizer = build_optimizer(self.model, spec)
