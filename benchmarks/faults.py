@@ -141,7 +141,9 @@ def planned(count: int, steps: int, seed: int) -> dict[str, Any]:
     first = steps - 50 * slow
     late = [{"kind": "slow", "rank": n % 4, "step": first + 50 * n, "steps": 40} for n in range(slow)]
     kinds = [kind for kind in KINDS[:-1] if kind != "slow"]
-    drawn = Faults(draw=RandomFaults(count=count - slow, kinds=kinds, seed=seed, first_step=5)).plan(first - 10, 4)
+    drawn = Faults(nodes=2, draw=RandomFaults(count=count - slow, kinds=kinds, seed=seed, first_step=5)).plan(
+        first - 10, 4
+    )
     return {"nodes": 2, "faults": [*(fault.model_dump(exclude_none=True) for fault in drawn), *late]}
 
 

@@ -12,18 +12,18 @@ from armillary.resilience import detect
 
 
 def train(folder: Path, rank: int, hangs: bool) -> None:
-    """Take three steps; then hang, or end the training and live on."""
+    """Take some steps; then hang, or end the training and live on."""
     detect.HUNG_S = 0.3
     with watched(folder, "r", rank) as heartbeat:
-        for step in range(1, 4):
+        for step in range(1, 21):
             heartbeat.step(step)
-            time.sleep(0.02)
+            time.sleep(0.05)
         if hangs:
             time.sleep(60)
     time.sleep(1.5)
 
 
-@pytest.mark.parametrize(("rank", "hangs", "found"), [(0, True, [("hung", 3)]), (1, True, []), (0, False, [])])
+@pytest.mark.parametrize(("rank", "hangs", "found"), [(0, True, [("hung", 20)]), (1, True, []), (0, False, [])])
 def test_a_rank_that_hangs_ends_with_an_event_of_the_first_rank(rank, hangs, found, tmp_path):
     process = multiprocessing.get_context("spawn").Process(target=train, args=(tmp_path, rank, hangs))
     process.start()
