@@ -15,6 +15,7 @@ from armillary.model import ConvertOptions
 from armillary.path import verify
 from armillary.publish import Additions, check_lineage, check_sums, convert_measured
 from armillary.publish.leaving import check_leaving
+from armillary.publish.ledger import sha256
 from armillary.publish.stage import stage
 from armillary.recipe import Family, UsageError
 
@@ -77,8 +78,12 @@ def test_a_model_without_lineage_has_a_card_that_claims_none(model: Path, tiny_c
         plain, tmp_path / "small", ConvertOptions("huggingface", quantize="int8"), tiny_corpus.path
     )
     card = (tmp_path / "small" / "README.md").read_text(encoding="utf-8")
-    assert "Its training is not recorded here." in card and f"{rows[0].after:.4f}" in card
-    assert not (tmp_path / "small" / "lineage.json").exists()
+    assert "How it was trained is not recorded here." in card and f"{rows[0].after:.4f}" in card
+    document = check_lineage(tmp_path / "small")
+    assert document["conversion"]["weights"]["sha256"] == sha256(plain / "model.safetensors")
+    assert document["run"] is None and "AutoModelForCausalLM" in card
+    assert verify(tmp_path / "small").problems == []
+    check_leaving(stage(tmp_path / "small", tmp_path / "staged", "small", Additions()).folder)
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
 

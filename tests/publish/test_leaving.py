@@ -110,7 +110,7 @@ def damaged(folder: Path, name: str, content: bytes) -> None:
 def test_pieces_of_a_vocabulary_may_look_like_paths(model: Path, tmp_path: Path) -> None:
     folder = staged(model, tmp_path / "out").folder
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    tokenizer["model"]["vocab"]["/home/ada/x"] = 299
+    tokenizer["model"]["vocab"] |= {"/home/ada/x": 299, "password": 12333, "api_key": 12334}
     damaged(folder, "tokenizer.json", json.dumps(tokenizer).encode())
     check_leaving(folder, load=False)
     tokenizer["model"]["from"] = "/home/ada/x"

@@ -40,6 +40,11 @@ _LICENCES = frozenset(
 )
 
 
+# Names of libraries and frameworks by format, where they are not transformers and PyTorch.
+_LIBRARIES = {"gguf": "gguf", "mindspore": "mindspore", "native": "armillary"}
+_FRAMEWORKS = {"mindspore": "MindSpore"}
+
+
 def is_card(text: str) -> bool:
     """Whether this program wrote the card ``text``."""
     return text.startswith("---\n") and _TAG in text.partition("\n---")[0] + "\n"
@@ -84,8 +89,9 @@ def _joined(
 def front_matter(name: str, lineage: Mapping[str, Any], measured: Sequence[tuple[str, str, float, str]]) -> str:
     """The YAML between two lines of dashes; ``measured`` has data, metric, value and name of each result."""
     about = lineage.get("publication") or {}
+    form = str((lineage.get("conversion") or {}).get("to") or (lineage.get("model") or {}).get("format"))
     licence = about.get("licence") or UNKNOWN
-    known = licence.lower() in _LICENCES
+    known = str(licence).lower() in _LICENCES
     rows = [
         *measured,
         *(
@@ -102,11 +108,12 @@ def front_matter(name: str, lineage: Mapping[str, Any], measured: Sequence[tuple
         "license": licence.lower() if known else "other",
         **({} if known else {"license_name": licence}),
         **({"language": about["languages"]} if about.get("languages") else {}),
-        "library_name": "transformers",
+        **({"base_model": about["base_model"]} if about.get("base_model") else {}),
+        "library_name": _LIBRARIES.get(form, "transformers"),
         "pipeline_tag": "text-generation",
         "tags": ["armillary"],
         # of ModelScope and Modelers
-        "frameworks": ["PyTorch"],
+        **({"frameworks": [_FRAMEWORKS.get(form, "PyTorch")]} if form != "gguf" else {}),
         "tasks": ["text-generation"],
         "domain": ["nlp"],
     }
@@ -393,25 +400,115 @@ def _conversion(about: Mapping[str, Any], language: Language) -> list[str]:
     return ["### 转换的影响", lead, _table(("语料域", "词元数", "转换前", "转换后", "差值", "p"), rows)]
 
 
-def converted_card(name: str, shape: ModelShape, about: Mapping[str, Any]) -> str:
-    """The card of a converted model without lineage; ``about`` as a lineage holds it under ``conversion``."""
+def plain_card(name: str, lineage: Mapping[str, Any]) -> str:
+    """The card of a model whose training is not known, or known only from its fine-tuning (``plain.py``)."""
+    conversion = lineage.get("conversion")
     measured = [
         (row["domain"], "loss", row["after"], f"loss after conversion, {row['before']:.6f} before, nats per token")
-        for row in about["losses"]
+        for row in (conversion or {}).get("losses", ())
     ]
-    lineage = {"conversion": about}
+    return _joined(name, lineage, measured, *(_plain_parts(lineage, language) for language in ("en", "zh")))
 
-    def parts(language: Language) -> list[str]:
-        rows = [(domain, licence or _not_stated(language)) for domain, licence in about["licences"].items()]
-        if language == "en":
-            text = f"A language model with {counted(shape.parameters, 'parameter')}. Its training is not recorded here."
-            heads, lead = ("domain", "licence"), "Licences of the text used for the measurement:"
-        else:
-            text = f"语言模型，{shape.parameters:,} 个参数。此处没有其训练记录。"
-            heads, lead = ("语料域", "许可证"), "测量所用文本的许可证："
-        return [text, *_conversion(about, language), lead, _table(heads, rows)]
 
-    return _joined(name, lineage, measured, parts("en"), parts("zh"))
+def _plain_parts(lineage: Mapping[str, Any], language: Language) -> list[str]:
+    english, about, conversion = language == "en", lineage["model"], lineage.get("conversion")
+    context = about["context_length"]
+    sizes = counted(about["layers"], "layer"), counted(about["vocabulary"], "token")
+    if english:
+        text = (
+            f"A language model with {counted(about['parameters'], 'parameter')}: {sizes[0]} of width {about['width']}, "
+            f"and a vocabulary of {sizes[1]}."
+        ) + ("" if context is None else f" Its context length is {context} tokens.")
+    else:
+        text = (
+            f"语言模型，{about['parameters']:,} 个参数，{about['layers']} 层，宽度 {about['width']}，"
+            f"词表大小 {about['vocabulary']:,}{'' if context is None else f'，上下文长度 {context} 个词元'}。"
+        )
+    parts = [text, _head(language, "Loading", "加载方法"), _loading(about)]
+    if conversion is not None and (packed := _packed(conversion, language).strip()):
+        parts.append(packed)
+    parts += [_head(language, "Training", "训练"), *_trained(lineage.get("training"), language)]
+    parts += _evaluation(lineage, language)
+    if conversion is not None:
+        parts += _conversion(conversion, language)
+        rows = [(domain, licence or _not_stated(language)) for domain, licence in conversion["licences"].items()]
+        parts.append("Licences of the text used for the measurement:" if english else "测量所用文本的许可证：")
+        parts.append(_table(("domain", "licence") if english else ("语料域", "许可证"), rows))
+    weights = lineage["weights"]["sha256"][:16]
+    parts += [
+        _head(language, "Origin and limits", "来源与局限"),
+        f"`lineage.json` records the SHA-256 of every file (of the weights: `{weights}…`)."
+        if english
+        else f"`lineage.json` 记录了每个文件的 SHA-256（权重：`{weights}…`）。",
+    ]
+    examined = bool((lineage.get("publication") or {}).get("evaluation"))
+    limits = {
+        "en": [
+            "The text that it was pretrained on, and the licences of that text, are not recorded.",
+            "There is no record of a safety or bias examination.",
+            *([] if examined else ["There is no record of an examination on public tasks."]),
+        ],
+        "zh": [
+            "没有预训练文本及其许可证的记录。",
+            "没有安全性或偏见方面的评测记录。",
+            *([] if examined else ["没有公开评测集的评测记录。"]),
+        ],
+    }
+    return [*parts, "\n".join(f"- {point}" for point in limits[language])]
+
+
+def _loading(about: Mapping[str, Any]) -> str:
+    """The code that loads a model of this format."""
+    if about["format"] == "gguf":
+        return "```\nllama-cli -m model.gguf\n```"
+    verb = "chat" if about["chat"] else "generate"
+    if about["format"] != "huggingface":
+        return f"```\narmillary {verb} .\n```"
+    return (
+        f"```\narmillary {verb} .\n```\n\n"
+        "```python\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'folder = "."  # the folder of this file\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        f"model = AutoModelForCausalLM.from_pretrained(folder)  # {about['class']}\n```"
+    )
+
+
+def _trained(training: Mapping[str, Any] | None, language: Language) -> list[str]:
+    """The recorded fine-tuning in sentences."""
+    english = language == "en"
+    if training is None:
+        return ["How it was trained is not recorded here." if english else "此处没有其训练记录。"]
+    data, settings = training.get("data") or {}, training.get("settings") or {}
+    base, text = str(settings.get("model"))[:16], str(settings.get("data"))[:16]
+    rank = (settings.get("lora") or {}).get("rank")
+    if english:
+        lead = (
+            f"Run `{training['run']}` fine-tuned it in {counted(training['steps'], 'step')}"
+            f"{f' with a low-rank adapter (rank {rank})' if rank else ''}, from a model with the hash "
+            f"`{base}…`, on data with the hash `{text}…`."
+        )
+        if "conversations" in data:
+            lead += (
+                f" The data had {counted(data['conversations'], 'conversation')} with "
+                f"{counted(data['trained'], 'trained token')}. Their licence is not recorded."
+            )
+    else:
+        lead = (
+            f"训练 `{training['run']}` 对其微调 {training['steps']:,} 步"
+            f"{f'（低秩适配器，秩 {rank}）' if rank else ''}，"
+            f"基座模型的哈希为 `{base}…`，数据的哈希为 `{text}…`。"
+        )
+        if "conversations" in data:
+            lead += f"数据含 {data['conversations']:,} 段对话，{data['trained']:,} 个参与训练的词元，其许可证未记录。"
+    before, after = training.get("loss_before"), training.get("loss_after")
+    if isinstance(before, float) and isinstance(after, float):
+        lead += (
+            f" The loss on held-out conversations was {before:.4f} before and {after:.4f} after, in nats per token."
+            if english
+            else f"留出对话上的损失（奈特/词元）微调前为 {before:.4f}，微调后为 {after:.4f}。"
+        )
+    return [lead]
 
 
 def _origin(lineage: dict[str, Any], language: Language) -> str:

@@ -1,8 +1,7 @@
 """A conversion whose loss is measured: the losses before and after are in the card of the new folder.
 
-A source that is a publication gives a publication: its lineage with the conversion and the new hashes, the card, and
-``SHA256SUMS``. Any other source gives the folder and a card that says what was measured, and that its origin is not
-recorded.
+The new folder is a publication: lineage with the conversion and the new hashes, card, and ``SHA256SUMS``. The lineage
+of a source that is a publication goes on; that of any other says that its training is not recorded.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from armillary.corpus import Corpus
 from armillary.evaluate.losses import DomainLoss, calibration_tokens, compare_losses
 from armillary.model import Converted, ConvertOptions, Source, convert, open_model
 from armillary.publish import ledger
-from armillary.publish.card import converted_card
 from armillary.publish.export import LINEAGE, check_lineage
+from armillary.publish.plain import facts, unrecorded, weights_of
 from armillary.publish.stage import CARD, card_of
 from armillary.publish.sums import SUMS, sums
 from armillary.recipe import write_sealed
@@ -66,21 +65,25 @@ def convert_measured(
             "licences": {name: opened.manifest.domains[name].licence for name in opened.domains},
             "losses": [asdict(row) for row in rows],
         }
-        if document is None:
-            (folder / CARD).write_text(converted_card(dst.name, source.shape, about), encoding="utf-8")
-        else:
-            _publish(folder, document, about, dst.name)
+        _publish(folder, _unrecorded(source) if document is None else document, about, dst.name)
 
     found = convert(src, dst, options, lambda done, of: progress("convert", done, of), finish)
     return found, rows
 
 
+def _unrecorded(source: Source) -> dict[str, Any]:
+    """The lineage of a source without one."""
+    files = [source.folder] if source.folder.is_file() else sorted(source.folder.iterdir())
+    return unrecorded(source, {path.name: ledger.sha256(path) for path in files if path.is_file()})
+
+
 def _publish(folder: Path, document: dict[str, Any], about: dict[str, Any], name: str) -> None:
     """Make ``folder`` a publication with the lineage ``document`` and the conversion ``about``."""
-    weights = max((path for path in folder.iterdir() if path.is_file()), key=lambda path: path.stat().st_size)
     origin = document["weights"]
     lineage = {key: value for key, value in document.items() if key not in ("files", "publication")}
-    lineage["weights"] = {"file": weights.name, "sha256": ledger.sha256(weights)}
+    lineage["weights"] = weights_of(folder, ledger.fingerprints(folder))
+    if "model" in lineage:
+        lineage["model"] = facts(open_model(folder), folder)
     lineage["conversion"] = {**about, "weights": origin}
     (folder / CARD).write_text(card_of(name, lineage), encoding="utf-8")
     write_sealed(folder / LINEAGE, {**lineage, "files": ledger.fingerprints(folder)})

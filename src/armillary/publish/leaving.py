@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from armillary.model import build, logits_of, open_model
 from armillary.publish.export import check_lineage
-from armillary.publish.secrets import paths_in, secrets_in
+from armillary.publish.secrets import paths_in, secrets_in, tokens_in
 from armillary.publish.sums import check_sums
 from armillary.recipe import ArmillaryError, UsageError
 
@@ -72,7 +72,7 @@ def check_leaving(folder: Path, *, load: bool = True) -> Checked:
         return Checked(
             len(checked), None, "not loaded: transformers is not installed (pip install 'armillary[export]')"
         )
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() or open_model(folder).format != "huggingface":
         return Checked(len(checked), None, "not loaded: transformers does not read this format")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("quantization_config") and importlib.util.find_spec("compressed_tensors") is None:
@@ -93,10 +93,9 @@ def _leaks(path: Path) -> Iterator[str]:
     except UnicodeDecodeError:
         yield f"{path.name}: is neither text nor weights, so it cannot be checked; move it away"
         return
-    yield from (f"{path.name}: {what}, which must not be published; remove it" for what in secrets_in(text))
-    if path.name in _PIECE_FILES:
-        return
-    prose = _prose(path, text)
+    prose = "" if path.name in _PIECE_FILES else _prose(path, text)
+    secrets = dict.fromkeys((*tokens_in(text), *secrets_in(prose)))
+    yield from (f"{path.name}: {what}, which must not be published; remove it" for what in secrets)
     # the folders of this user and of this call, at any path
     own = [str(place) for place in (Path.home(), Path.cwd()) if len(place.parts) > 2]
     found = [f"line {i}: {place}" for i, line in enumerate(prose.splitlines(), 1) for place in own if place in line]

@@ -23,10 +23,8 @@ def origins(file: Path) -> list[str]:
     files = {str(name) for name in document.get("files", {WEIGHTS: ""})}
     if file.name not in files:
         raise UsageError(f"{file}: not a file of the publication in {file.parent}; it has {', '.join(sorted(files))}")
-    run = f"run:{document['run']}"
-    return walk_back(
-        [Edge(f"file:{file.name}", "written by", run), *_edges(file.parent / LINEAGE, document)], f"file:{file.name}"
-    )
+    written = [Edge(f"file:{file.name}", "written by", f"run:{document['run']}")] if document["run"] else []
+    return walk_back([*written, *_edges(file.parent / LINEAGE, document)], f"file:{file.name}")
 
 
 def _edges(path: Path, document: dict[str, Any]) -> list[Edge]:

@@ -40,7 +40,7 @@ class Sent:
 def send(
     model: Path, options: SendOptions, progress: Callable[[int, int, str], None] = lambda done, of, name: None
 ) -> Sent:
-    """Publish the folder ``model``, which ``publish`` wrote, to a hub.
+    """Publish the folder ``model``, which ``publish`` or another program wrote, to a hub.
 
     The plan and the other files of an interrupted transfer are in the hidden folder ``.NAME.HUB.OWNER--REPO`` beside
     it.
@@ -54,7 +54,7 @@ def send(
     if options.to not in HUBS:
         raise UsageError(f"--to {options.to}: unknown hub; give one of {', '.join(HUBS)}")
     if not model.is_dir():
-        raise UsageError(f"{model}: not found; give the folder of a published model")
+        raise UsageError(f"{model}: not found; give the folder of a model")
     model = model.resolve()
     owner, _, name = options.target.repo.partition("/")
     work = model.with_name(f".{model.name}.{options.to}.{owner}--{name}")

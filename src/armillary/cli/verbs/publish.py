@@ -16,9 +16,7 @@ from armillary.cli.show.screen import Reporter, err, out, show_json, show_table
 
 @app.command()
 def publish(
-    model: Annotated[
-        Path, typer.Argument(help="The folder of a published model, such as demo/model.", show_default=False)
-    ],
+    model: Annotated[Path, typer.Argument(help="The folder of a model, published or not.", show_default=False)],
     repo: Annotated[str, typer.Argument(help="The repository: OWNER/NAME.", show_default=False)],
     to: Annotated[str, typer.Option(help="huggingface, modelscope, gitee or modelers.", show_default=False)],
     licence: Annotated[
@@ -40,7 +38,7 @@ def publish(
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Publish a model with card, lineage and checksums; the same command resumes after a kill, file by file.
+    """Send a model with card, lineage and checksums to a hub; the same command resumes after a kill, file by file.
 
     The token comes from HF_TOKEN, MODELSCOPE_API_TOKEN, GITEE_TOKEN or MODELERS_TOKEN.
 

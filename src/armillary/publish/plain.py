@@ -1,0 +1,111 @@
+"""The lineage of a model without one: a fine-tuned, merged or downloaded folder.
+
+It states only what the folder itself proves: shape, class, and the hashes of its files. A folder that `post sft` or
+`post dpo` wrote also has ``record.json`` beside it. If the hashes there are those of the folder, the record of the
+training is a part of the lineage.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import armillary
+from armillary.model import Source, open_model
+from armillary.publish import ledger
+from armillary.recipe import ArmillaryError, UsageError, read_sealed
+
+_RECORD, _RECORD_FORMAT = "record.json", 1
+# Names of the files of a model; pickles (``.bin``, ``.pt``) are refused, since they can run code.
+_FILES = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab|chat_template)\.json"
+    r"|model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json|[\w.-]+\.gguf|tokenizer\.model|merges\.txt"
+    r"|chat_template\.jinja|armillary\.json|[\w.-]+\.ckpt|(modeling|configuration|tokenization)_\w+\.py|(LICEN[SC]E|NOTICE)[\w.-]*|README\.md"
+)
+# Keys of the record of a training that go into the lineage.
+_KEPT = (
+    *("run", "steps", "lr", "batch_sequences", "context_length", "precision", "data", "pairs", "held_out"),
+    *("train_loss", "loss_before", "loss_after", "settings"),
+)
+
+
+def plain_lineage(model: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """The lineage of the folder ``model``, and the SHA-256 of each of its files.
+
+    Raises:
+        UsageError: a file that is not one of a model, or a model that cannot be opened here.
+        ArmillaryError: weights that cannot be read.
+    """
+    for path in sorted(model.iterdir()):
+        if not path.is_file() or path.is_symlink() or not _FILES.fullmatch(path.name):
+            raise UsageError(f"{model}: contains '{path.name}', which is not a file of a model; move it away")
+    digests = ledger.fingerprints(model)
+    return unrecorded(open_model(model), digests), digests
+
+
+def unrecorded(source: Source, digests: Mapping[str, str]) -> dict[str, Any]:
+    """The lineage of a ``source`` whose training was not recorded, with the SHA-256 of its files."""
+    folder = source.folder if source.folder.is_dir() else source.folder.parent
+    training = _training(folder, digests)
+    return {
+        "format": 2,
+        "weights": weights_of(folder, digests),
+        "code": {"armillary": armillary.__version__, "commit": None},
+        "run": None if training is None else training["run"],
+        "edges": [] if training is None else training.pop("edges"),
+        "model": facts(source, folder),
+        "training": training,
+    }
+
+
+def facts(source: Source, folder: Path) -> dict[str, Any]:
+    """What the files in ``folder`` say of the model ``source`` in it."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config["architectures"][0]
+    except (OSError, ValueError, LookupError, TypeError):  # formats without this file or key
+        kind = None
+    return {
+        "format": source.format,
+        "class": kind,
+        "parameters": source.shape.parameters,
+        "layers": source.shape.n_layers,
+        "width": source.shape.d_model,
+        "vocabulary": source.shape.vocab_size,
+        "context_length": source.context_length,
+        "chat": _has_template(folder),
+    }
+
+
+def weights_of(folder: Path, digests: Mapping[str, str]) -> dict[str, str]:
+    """Name and SHA-256 of the largest file, which holds the weights or their first part."""
+    largest = max(digests, key=lambda name: ((folder / name).stat().st_size, name))
+    return {"file": largest, "sha256": digests[largest]}
+
+
+def _has_template(folder: Path) -> bool:
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    try:
+        config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool(config.get("chat_template"))
+
+
+def _training(model: Path, digests: Mapping[str, str]) -> dict[str, Any] | None:
+    """The record of the training beside ``model``; None if there is none, or if it is of other files."""
+    try:
+        record = read_sealed(model.parent / _RECORD, "record of a training", _RECORD_FORMAT, "train again")
+    except (ArmillaryError, OSError):
+        return None
+    files, edges = record.get("files"), record.get("edges")
+    weights = {name for name in digests if name.endswith(".safetensors")}
+    if not isinstance(files, dict) or not weights <= files.keys() or not edges or "run" not in record:
+        return None
+    if any(digests.get(name) != digest for name, digest in files.items()):
+        return None
+    return {key: record[key] for key in _KEPT if key in record} | {"edges": edges}
