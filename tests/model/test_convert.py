@@ -241,6 +241,29 @@ def test_values_that_cannot_be_weights_are_named(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 
 
+@pytest.mark.parametrize("change", ["shape", "type", "gone"])
+def test_a_source_that_changes_while_it_is_read_is_named(change: str, tmp_path: Path, tokenizer_file: Path) -> None:
+    _, folder = folder_of("llama", tmp_path / "hf", tokenizer_file)
+    source = open_model(folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    if change == "gone":
+        path.unlink()
+    else:
+        name = "model.layers.0.self_attn.q_proj.weight"
+        tensors[name] = tensors[name][:8].clone() if change == "shape" else tensors[name].half()
+        save_file(tensors, tmp_path / "new")
+        (tmp_path / "new").replace(path)
+    with pytest.raises(ArmillaryError, match=r"model\.safetensors.*fetch the folder again"):
+        build(source)
+
+
+def test_a_checkpoint_of_a_training_beside_weights_does_not_hide_them(tmp_path: Path, tokenizer_file: Path) -> None:
+    _, folder = folder_of("llama", tmp_path / "hf", tokenizer_file)
+    (folder / "last.ckpt").write_bytes(b"PK\x03\x04")
+    assert open_model(folder).format == "huggingface"
+
+
 def test_nothing_is_overwritten_and_no_unknown_word_is_taken(tmp_path: Path, tokenizer_file: Path) -> None:
     _, folder = folder_of("llama", tmp_path / "hf", tokenizer_file)
     (tmp_path / "there").mkdir()

@@ -43,6 +43,12 @@ def test_an_older_file_is_replaced_only_with_force(exported: tuple[Transformer, 
     assert out.read_bytes() == b"other"
     write_logits(exported[1], tokens, out, force=True)
     assert load_file(out)["logits"].shape == (1, 3, 300)
+    weights = exported[1] / "model.safetensors"
+    before = weights.read_bytes()
+    for inside in (tokens, weights):
+        with pytest.raises(UsageError, match="is a file of the model, or the tokens"):
+            write_logits(exported[1], tokens, inside, force=True)
+    assert weights.read_bytes() == before
 
 
 @pytest.mark.parametrize(

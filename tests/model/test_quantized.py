@@ -97,9 +97,20 @@ def test_a_quantized_folder_that_is_damaged_or_another_is_named(tmp_path: Path, 
         save_file({key: value for key, value in tensors.items() if key != name + part}, path)
         with pytest.raises(ArmillaryError, match=f"missing {name}{part}"):
             open_model(tmp_path / "small")
-    save_file({**tensors, f"{name}_shape": torch.tensor([64, 999])}, path)
-    with pytest.raises(ArmillaryError, match=f"{name}_shape is"):
-        open_model(tmp_path / "small")
+    packed, scale = tensors[f"{name}_packed"], tensors[f"{name}_scale"]
+    for part, value in (
+        ("shape", torch.tensor([64, 999])),
+        ("shape", torch.tensor(64)),
+        ("shape", torch.tensor([64.0, float("nan")])),
+        ("scale", torch.zeros(scale.shape[0], 0)),
+        ("scale", torch.tensor(1.0)),
+        ("packed", packed.flatten()),
+        ("packed", packed.float()),
+        ("packed", packed.long()),
+    ):
+        save_file({**tensors, f"{name}_{part}": value}, path)
+        with pytest.raises(ArmillaryError, match=f"{name}_shape is"):
+            open_model(tmp_path / "small")
     save_file(tensors, path)
     config = json.loads((tmp_path / "small" / "config.json").read_text())
     other: list[Any] = [

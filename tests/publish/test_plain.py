@@ -139,3 +139,13 @@ def test_other_formats_name_their_library(tmp_path: Path, tokenizer_file: Path) 
         assert (front["library_name"], front.get("frameworks")) == (library, frameworks)
         assert "AutoModelForCausalLM" not in text
         assert "transformers does not read" in str(check_leaving(staged.folder).skipped)
+
+
+def test_the_header_of_a_gguf_file_is_searched(plain: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="needs the extra llamacpp")
+    (plain / "chat_template.jinja").write_text("{# from /home/ada/templates #}{{ messages }}")
+    convert(plain, tmp_path / "gguf", ConvertOptions("gguf"))
+    assert gguf.GGUFReader(tmp_path / "gguf" / "model.gguf").get_field("tokenizer.chat_template") is not None
+    (tmp_path / "gguf" / "chat_template.jinja").unlink()
+    with pytest.raises(UsageError, match=r"model\.gguf: metadata: contains .*/home/ada/templates"):
+        check_leaving(stage(tmp_path / "gguf", tmp_path / "staged", "sphere", NOTHING).folder)

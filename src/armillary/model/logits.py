@@ -73,6 +73,8 @@ def write_logits(
     given = read_tokens(tokens)
     if out.is_dir():
         raise IsADirectoryError(errno.EISDIR, "Is a directory", str(out))
+    if out.resolve() == tokens.resolve() or model.resolve() in (out.resolve(), out.resolve().parent):
+        raise UsageError(f"{out}: is a file of the model, or the tokens; give another --out")
     if out.exists() and not force:
         raise UsageError(f"{out}: exists; give another --out, or --force to replace it")
     source = open_model(model)

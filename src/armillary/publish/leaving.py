@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from armillary.model import build, logits_of, open_model
+from armillary.model import build, gguf_metadata, logits_of, open_model
 from armillary.publish.export import check_lineage
 from armillary.publish.secrets import paths_in, secrets_in, tokens_in
 from armillary.publish.sums import check_sums
@@ -25,7 +25,7 @@ from armillary.recipe import ArmillaryError, UsageError
 # Largest difference of fp32 logits, relative to the largest logit.
 CLOSE = 1e-4
 _SEQUENCES, _LENGTH = 2, 32
-_BINARY = frozenset({".safetensors", ".gguf", ".bin", ".model"})
+_BINARY = frozenset({".safetensors", ".gguf", ".ckpt", ".bin", ".model"})
 # Parts of a tokenizer that contain pieces of its training text; "/usr/bin/" may be one of them.
 _PIECES = frozenset({"vocab", "merges", "added_tokens", "added_tokens_decoder"})
 _PIECE_FILES = frozenset({"vocab.json", "merges.txt", "added_tokens.json"})
@@ -119,7 +119,9 @@ def _without_pieces(value: Any) -> Any:
 
 
 def _metadata(path: Path) -> dict[str, Any]:
-    """The metadata in the header of a safetensors file; empty for others."""
+    """The metadata in the header of a safetensors or GGUF file; empty for others."""
+    if path.suffix == ".gguf":
+        return gguf_metadata(path)
     if path.suffix != ".safetensors":
         return {}
     with open(path, "rb") as file:

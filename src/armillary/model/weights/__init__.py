@@ -2,6 +2,7 @@
 
 from armillary.model.weights.convert import Converted, ConvertOptions, convert
 from armillary.model.weights.files import replace_folder, save_tensors
+from armillary.model.weights.gguf import gguf_metadata
 from armillary.model.weights.huggingface import export_hf, import_hf, read_shape
 from armillary.model.weights.native import check_weights, load_weights, save_weights
 from armillary.model.weights.opening import open_model
@@ -17,6 +18,7 @@ __all__ = [
     "check_weights",
     "convert",
     "export_hf",
+    "gguf_metadata",
     "import_hf",
     "is_telechat2",
     "load_weights",

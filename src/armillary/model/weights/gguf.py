@@ -484,6 +484,25 @@ def is_gguf(path: Path) -> bool:
         return False
 
 
+def gguf_metadata(path: Path) -> dict[str, Any]:
+    """The values in the header of a GGUF file by name, without its lists.
+
+    Raises:
+        DamagedFileError: a torn file.
+        ArmillaryError: the package ``gguf`` is not installed.
+    """
+    return _header(path)[1]
+
+
+def _header(path: Path) -> tuple[Any, dict[str, Any]]:
+    gguf = library()
+    try:
+        reader = gguf.GGUFReader(path)
+        return reader, {name: field.contents() for name, field in reader.fields.items() if len(field.data) <= 1}
+    except Exception as error:  # gguf raises many kinds for a torn file
+        raise DamagedFileError(f"{path}: cannot be read as a GGUF file ({error}); fetch it again") from error
+
+
 class GGUFSource(Source):
     """A GGUF file of an architecture that is written here; quantized weights are given in fp32.
 
@@ -497,12 +516,7 @@ class GGUFSource(Source):
 
     def __init__(self, path: Path) -> None:
         self.folder = path = path / FILE if path.is_dir() else path
-        gguf = library()
-        try:
-            self._reader = gguf.GGUFReader(path)
-            values = {name: field.contents() for name, field in self._reader.fields.items() if len(field.data) <= 1}
-        except Exception as error:  # gguf raises many kinds for a torn file
-            raise DamagedFileError(f"{path}: cannot be read as a GGUF file ({error}); fetch it again") from error
+        self._reader, values = _header(path)
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         arch = values.get("general.architecture")
         if arch not in ("llama", "qwen2", "qwen3", "qwen3moe"):
@@ -511,7 +525,7 @@ class GGUFSource(Source):
             raise UsageError(f"{path}: has {_FREQUENCIES}, a scaling of positions that is not supported in GGUF files")
         try:
             self.shape = _shape_of(values, str(arch), self._tensors)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError) as error:
             raise DamagedFileError(f"{path}: its numbers do not describe a model ({error}); fetch it again") from error
         self.context_length = values.get(f"{arch}.context_length")
         self.special = Special(*(values.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")))

@@ -223,13 +223,16 @@ class HuggingFaceSource(Source):
             for part in ("weight_packed", "weight_scale", "weight_shape"):
                 if found.pop(f"{stem}{part}", None) is None:
                     raise ArmillaryError(f"{self.folder}: missing {stem}{part}; fetch the folder again")
-            size = tuple(int(n) for n in self._shards.raw(f"{stem}weight_shape"))
-            rows, numbers = self._shards.entries[name].size
-            scales = self._shards.entries[f"{stem}weight_scale"].size
-            if len(size) != 2 or (rows, numbers * 32 // bits) != size or rows != scales[0] or size[1] % scales[-1]:
+            shape, packed, scales = (
+                self._shards.entries[f"{stem}{part}"] for part in ("weight_shape", "weight_packed", "weight_scale")
+            )
+            size = tuple(self._shards.raw(f"{stem}weight_shape").flatten().tolist()[:3])
+            wanted = (packed.size[0], packed.size[1] * 32 // bits) if len(packed.size) == 2 else None
+            groups = scales.size[1] if len(scales.size) == 2 and scales.size[0] == packed.size[0] else 0
+            if (shape.dtype, packed.dtype) != ("I64", "I32") or size != wanted or not groups or size[1] % groups:
                 raise ArmillaryError(
-                    f"{self.folder}: {stem}weight_shape is {list(size)}, and weight_packed is {[rows, numbers]} with "
-                    f"scales {list(scales)}, which do not belong to one matrix; fetch the folder again"
+                    f"{self.folder}: {stem}weight_shape is {list(size)}, and weight_packed is {list(packed.size)} with "
+                    f"scales {list(scales.size)}, which do not belong to one matrix; fetch the folder again"
                 )
             found[f"{stem}weight"] = self._sizes[f"{stem}weight"] = size
         return bits

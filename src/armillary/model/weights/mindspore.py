@@ -27,7 +27,7 @@ from torch import Tensor
 
 from armillary.model.weights import huggingface, telechat2
 from armillary.model.weights.files import check_tensors
-from armillary.model.weights.shards import Planned, ShardFiles, Shards, write_shards, write_tensor
+from armillary.model.weights.shards import WEIGHTS, Planned, ShardFiles, Shards, write_shards, write_tensor
 from armillary.model.weights.source import Export, Piece, Pieces, Source, parameter_sizes, plan
 from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, ModelShape, UsageError, reason_of
 
@@ -193,9 +193,10 @@ def is_mindspore(path: Path) -> bool:
         return path.is_file()
     if path.is_file():
         return path.suffix == ".safetensors"
-    if any(path.glob("*.ckpt")):
-        return True
-    try:
+    weights = any((path / name).is_file() for name in (WEIGHTS, f"{WEIGHTS}.index.json"))
+    if not weights:
+        return any(path.glob("*.ckpt"))
+    try:  # a checkpoint of a training may lie beside the weights of another format
         return (path / "config.json").is_file() and _EMBEDDING in Shards(path).entries
     except ArmillaryError:
         return False

@@ -111,8 +111,11 @@ class Shards:
                 self._file = None  # unmaps the file before the next one is mapped
                 self._file = entry.file, safe_open(self.folder / entry.file, framework="pt")
             found: Tensor = self._file[1].get_tensor(name) if at is None else self._file[1].get_slice(name)[at]
+            kind = self._file[1].get_slice(name).get_dtype()
         except (OSError, SafetensorError, ValueError) as error:
             raise _unreadable(self.folder, f"{entry.file}: {error}") from error
+        if tuple(found.shape) != (entry.size if at is None else entry.size[1:]) or kind != entry.dtype:
+            raise _unreadable(self.folder, f"{entry.file}: {name} was changed while it was read")
         return found
 
     def dtype(self) -> torch.dtype:
