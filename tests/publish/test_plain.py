@@ -58,7 +58,8 @@ def test_a_folder_without_lineage_gets_a_card_that_claims_nothing(plain: Path, t
         f"{SHAPE.parameters:,} parameters",
     ):
         assert said in text
-    assert "Mixture" not in text and "Qwen3ForCausalLM" in text, "the class of its own configuration"
+    (kind,) = json.loads((plain / "config.json").read_text())["architectures"]
+    assert f"# {kind}\n" in text and "passes over its text" not in text
     assert origins(staged.folder / "model.safetensors") == []
     assert fingerprints(plain) == before, "the model itself does not change"
     published = Path(shutil.copytree(staged.folder, tmp_path / "fetched"))
