@@ -17,6 +17,7 @@ VERBS = [
     ["study", "anneal"],
     ["study", "lr"],
     ["study", "ladder"],
+    ["study", "power"],
     ["predict"],
     ["train"],
     ["verdict"],

@@ -103,6 +103,22 @@ def test_every_part_is_there_and_says_what_the_runs_measured(lab: Lab, tmp_path:
     assert data.samples and all(sample.seed == 1 for sample in data.samples)
 
 
+def test_the_regret_of_each_choice_is_that_of_its_runs(lab: Lab, tmp_path: Path) -> None:
+    evidence = evidence_of(lab)
+    rows = {row.what: row for row in data_of(evidence, tmp_path).regrets}
+    assert evidence.mixture is not None and evidence.target is not None
+    assert rows.keys() >= {"mixture", "target"}
+    assert rows["mixture"].options == len(evidence.mixture.candidates)
+    for row in rows.values():
+        assert 0 <= row.low <= row.mean <= row.high
+    found = evidence.target.arm("found")
+    assert found is not None
+    gap = found.mean - min(arm.mean for arm in evidence.target.arms)
+    assert rows["target"].low <= gap + 1e-9 and rows["target"].seeds == len(found.seeds)
+    html = html_of(data_of(evidence, tmp_path), tmp_path)
+    assert 'id="regrets"' in html and "What the choices cost" in html
+
+
 def test_the_worth_of_a_difference_is_what_the_law_says_at_another_size(lab: Lab, tmp_path: Path) -> None:
     evidence = evidence_of(lab)
     data = data_of(evidence, tmp_path)

@@ -40,6 +40,7 @@ from armillary.report import (
     Question,
     Recipe,
     RecordRow,
+    RegretRow,
     ReportData,
     Reserve,
     Sample,
@@ -235,6 +236,11 @@ def full_report() -> ReportData:
             RecordRow("mixture_law", "confirm", 110, 97, 0.011, 0.052, 1.0),
             RecordRow("scaling_law", "params", 33, 30, 0.0078, 0.041, 2.6, least=7.3e5),
             RecordRow("anneal_law", "branches", 6, None, 0.0056, None, 1.0),
+        ],
+        regrets=[
+            RegretRow("mixture", "candidate 1", 4, 3, 0.0011, 0.0, 0.0048),
+            RegretRow("anneal", "linear 20%", 6, 2, 0.0007, 0.0, 0.0031),
+            RegretRow("target", "found", 3, 3, 0.0, 0.0, 0.0),
         ],
         prediction=PredictionPart(
             "2026-03-02T10:07:01+00:00",

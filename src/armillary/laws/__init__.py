@@ -35,6 +35,8 @@ from armillary.laws.mixture import (
     simplex_design,
     weights_at_ends,
 )
+from armillary.laws.regret import regret_of
+from armillary.laws.repeats import POWER, SeedNoise, detectable, seeds_needed
 from armillary.laws.scaling import (
     SCALING_FORMS,
     Comparison,
@@ -50,6 +52,7 @@ from armillary.laws.uncertainty import Choice, best_of, mean_interval, paired_di
 
 __all__ = [
     "LAWS_VERSION",
+    "POWER",
     "SCALING_FORMS",
     "AnnealLaw",
     "AtChanceError",
@@ -74,6 +77,7 @@ __all__ = [
     "Optimum",
     "Prediction",
     "ScalingLaw",
+    "SeedNoise",
     "SetAside",
     "SetAsideWarning",
     "Versus",
@@ -82,6 +86,7 @@ __all__ = [
     "columns",
     "compare_families",
     "decisions",
+    "detectable",
     "epoch_ceilings",
     "files",
     "into_bounds",
@@ -95,8 +100,10 @@ __all__ = [
     "read_curves",
     "read_table",
     "refining_mixtures",
+    "regret_of",
     "reproduce",
     "rows_named",
+    "seeds_needed",
     "simplex_design",
     "table",
     "weights_at_ends",

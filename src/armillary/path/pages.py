@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 import armillary
 from armillary import report
 from armillary.goodput import read_events
-from armillary.laws import ExtrapolationError, Prediction, ScalingLaw
+from armillary.laws import ExtrapolationError, Prediction, ScalingLaw, regret_of
 from armillary.path.evidence import Evidence, public_source, spent_flops
 from armillary.path.examination import score_rows
 from armillary.path.samples import sample
@@ -102,6 +102,7 @@ class _Pages:
             lr=None if evidence.lr is None else _lr_part(evidence.lr),
             ladder=self._ladder_part(),
             record=self._record_rows(),
+            regrets=self._regrets(),
             prediction=self._prediction_part(),
             arms=arms,
             differences=differences,
@@ -319,6 +320,27 @@ class _Pages:
                 what = "params" if column == "parameters" else column
                 factor = float(rung.extrapolation.max())
                 rows.append(_record_row("scaling_law", what, factor, rung.prediction, rung.measured, float(least)))
+        return rows
+
+    def _regrets(self) -> list[report.RegretRow]:
+        """What each choice costs against the best measured option: at the studies' sizes, and at the target's."""
+        mixture, anneal = self.evidence.mixture, self.evidence.anneal
+        lr, target = self.evidence.lr, self.evidence.target
+        rows: list[report.RegretRow] = []
+        if mixture is not None:
+            rows += _regret_row("mixture", mixture.taken, {c.name: c.measured for c in _complete(mixture.candidates)})
+        if anneal is not None:
+            branches = {b.annealing.name: b.measured for b in _complete(anneal.branches)}
+            rows += _regret_row("anneal", anneal.taken.name, branches)
+        if lr is not None:
+            rows += _regret_row("lr", lr.taken, {arm.name: arm.measured for arm in _complete(lr.confirm)})
+        if target is not None:
+            common = set.intersection(*(set(arm.seeds) for arm in target.arms)) if target.arms else set()
+            at_target = {
+                arm.name: [loss for seed, loss in sorted(zip(arm.seeds, arm.target, strict=True)) if seed in common]
+                for arm in target.arms
+            }
+            rows += _regret_row("target", "found", at_target)
         return rows
 
     def _prediction_part(self) -> report.PredictionPart | None:
@@ -561,6 +583,7 @@ def _mixture_part(evidence: Evidence, found: MixtureOutcome) -> report.MixturePa
                 spearman=found.spearman[i],
                 rmse=found.rmse[i],
                 form=max(found.forms[i], key=lambda name: found.forms[i][name]),
+                ratio=_ratio(found.signal[i], found.noise[i]) if found.signal else None,
             )
             for i, domain in enumerate(found.domains)
         ],
@@ -586,6 +609,7 @@ def _mixture_part(evidence: Evidence, found: MixtureOutcome) -> report.MixturePa
             measured=(measured @ weights).tolist(),
             spearman=found.target_spearman,
             rmse=float(np.sqrt(np.mean((predicted @ weights - measured @ weights) ** 2))),
+            ratio=_ratio(found.target_signal, found.target_noise) if found.signal else None,
         ),
         reserve=report.Reserve(
             runs=sum(one.runs for one in found.rounds),
@@ -621,6 +645,25 @@ def _lr_part(found: LrOutcome) -> report.LrPart:
         confirm={arm.name: arm.measured for arm in found.confirm},
         difference=(found.difference, found.low, found.high) if complete else None,
     )
+
+
+def _complete(arms: Iterable[Any]) -> list[Any]:
+    """The arms of a study in which every run has a result."""
+    return [arm for arm in arms if len(arm.measured) == len(arm.runs)]
+
+
+def _regret_row(what: str, chosen: str, groups: Mapping[str, Sequence[float]]) -> list[report.RegretRow]:
+    """The row of a choice; none if there are not two options with the same two or more seeds."""
+    seeds = {len(losses) for losses in groups.values()}
+    if chosen not in groups or len(groups) < 2 or len(seeds) != 1 or min(seeds) < 2:
+        return []
+    regret = regret_of(groups, chosen)
+    values = (float(part) for part in (regret.mean, regret.low, regret.high))
+    return [report.RegretRow(what, chosen, len(groups), min(seeds), *values)]
+
+
+def _ratio(signal: float, noise: float) -> float | None:
+    return signal / noise if noise > 0 else None
 
 
 def _record_row(

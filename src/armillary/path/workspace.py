@@ -72,6 +72,7 @@ from armillary.study import (
     Found,
     Lab,
     Plan,
+    PowerOutcome,
     SmallBudgetError,
     Stage,
     anneal_study,
@@ -88,6 +89,7 @@ from armillary.study import (
     restore_target,
     smallest_plan,
     stages_of,
+    study_power,
     train_target,
 )
 from armillary.trackers import Follower, destinations
@@ -446,6 +448,16 @@ class Workspace:
             if spent and lab.store.chain().head == head:  # reading outcomes again, as for a report, costs nothing
                 self._write_wall_s(spent)
         return evidence
+
+    def power(self, difference: float | None = None) -> PowerOutcome:
+        """What the mixture study can find; trains its natural and uniform mixture (``study.study_power``).
+
+        Raises:
+            UsageError: as ``go``, or a difference that is not above 0.
+            ArmillaryError: neither mixture has two seeds with a result.
+        """
+        with self.lab("mixture" if self.budget is not None else None) as lab, self._stage("mixture", lab.store):
+            return study_power(lab, difference)
 
     def _teach(self, lab: Lab, evidence: Evidence) -> None:
         """Run the lesson. Earlier stages do not depend on it, so a failure is a row in the outcome and does not end the

@@ -31,6 +31,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "section_lr": ("Peak learning rate", "峰值学习率"),
     "section_ladder": ("Ladder and scaling law", "规模阶梯与缩放定律"),
     "section_record": ("How accurate the laws were", "规律的检验记录"),
+    "section_regrets": ("What the choices cost", "各项选择的代价"),
     "section_prediction": ("Prediction and verdict", "预测与判定"),
     "section_arms": ("Against the natural and the uniform mixture", "与自然配比、均匀配比的对照"),
     "section_failures": ("Runs without a result", "无结果的训练"),
@@ -137,6 +138,20 @@ STRINGS: dict[str, tuple[str, str]] = {
         "validation domain from the mixture.",
         "{runs}（代理模型）各用 {domains}的一种配比训练；用它们拟合的规律，可由配比预测每个验证域的损失。",
     ),
+    "regrets_lead": (
+        "The regret of a choice is the expected target loss of the option chosen, minus that of the best option in "
+        "hindsight, among those that were trained with several seeds. It is 0 if the best option was chosen. Options "
+        "that were not trained do not count.",
+        "一项选择的遗憾，是所选方案的期望目标损失减去事后看来最优方案的期望目标损失，只在用多个种子训练过的方案之间比较；"
+        "选中最优方案时为 0。未训练的方案不计。",
+    ),
+    "regret": ("Regret", "遗憾"),
+    "decision": ("Choice", "选择"),
+    "options": ("Options", "方案数"),
+    "regret_mixture": ("mixture, at proxy size", "配比（代理模型规模）"),
+    "regret_anneal": ("annealing, at its study's size", "退火（该研究的规模）"),
+    "regret_lr": ("peak learning rate, at the largest tuned size", "峰值学习率（调优的最大规模）"),
+    "regret_target": ("mixture, at the target's size", "配比（目标规模）"),
     "reserve_beyond": (
         "{runs} of them were trained after a first fit, with more extreme weights of {domains} than before, since the "
         "best mixture of the fit was at the edge of the tried range.",
@@ -176,6 +191,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "form": ("Law", "规律形式"),
     "spearman": ("Rank correlation", "秩相关"),
     "rmse": ("RMSE", "均方根误差"),
+    "signal_to_noise": ("Spread over mixtures / noise between seeds", "配比间差异 / 种子间噪声"),
     "candidates_caption": (
         "Mixtures trained again at proxy size with new seeds. Above: the law's prediction (hollow, 90% interval). "
         "Below: each seed (small) and their mean (large).",

@@ -51,7 +51,8 @@ class DomainRow:
 class DomainFit:
     """The mixture law against the proxies for one validation domain, over the design's n runs.
 
-    ``predicted[i]`` comes from a law fitted without run i (held out); ``form`` names the chosen form.
+    ``predicted[i]`` comes from a law fitted without run i (held out); ``form`` names the chosen form. ``ratio`` is the
+    spread over the design divided by the noise between seeds, None if it is unknown.
     """
 
     domain: str
@@ -60,6 +61,7 @@ class DomainFit:
     spearman: float
     rmse: float
     form: str = ""
+    ratio: float | None = None
 
 
 @dataclass(frozen=True)
@@ -678,6 +680,23 @@ class LineageRow:
 
 
 @dataclass(frozen=True)
+class RegretRow:
+    """What a choice costs against the best of ``options`` in hindsight, in nats per token, with its interval.
+
+    ``what`` names the choice: ``mixture``, ``anneal`` and ``lr`` at the size of their study, ``target`` the mixture at
+    the target's size.
+    """
+
+    what: str
+    chosen: str
+    options: int
+    seeds: int
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
 class ReportData:
     """The whole content of a report.
 
@@ -698,6 +717,7 @@ class ReportData:
     lr: LrPart | None = None
     ladder: LadderPart | None = None
     record: Sequence[RecordRow] = ()
+    regrets: Sequence[RegretRow] = ()
     prediction: PredictionPart | None = None
     arms: Sequence[ArmRow] = ()
     differences: Sequence[DifferenceRow] = ()

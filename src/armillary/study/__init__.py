@@ -21,6 +21,7 @@ from armillary.study.predictions import (
     target_spec,
     train_target,
 )
+from armillary.study.sensitivity import MetricPower, PowerOutcome, study_power
 from armillary.study.sizing import (
     STAGES,
     Plan,
@@ -50,11 +51,13 @@ __all__ = [
     "LadderOutcome",
     "LrOutcome",
     "LrPoint",
+    "MetricPower",
     "MixtureOutcome",
     "PeakRates",
     "Phase",
     "Plan",
     "Point",
+    "PowerOutcome",
     "SizeRate",
     "SmallBudgetError",
     "Stage",
@@ -82,6 +85,7 @@ __all__ = [
     "smallest_plan",
     "stage_key",
     "stages_of",
+    "study_power",
     "target_spec",
     "train_target",
 ]

@@ -19,7 +19,7 @@ from armillary.laws import AnnealLaw, Curve, HeldOutCurve, SetAsideWarning, best
 from armillary.recipe import ArmillaryError, DamagedFileError, Document, RunSpec
 from armillary.store import Store
 from armillary.study.lab import Annealing, Edge, Lab, RunSize, StageOutcome
-from armillary.study.mixture import concluded_earlier
+from armillary.study.proxies import Design
 
 # The usual choice without a study; another is taken only if it is significantly better.
 _USUAL_SHARE = 0.2
@@ -107,7 +107,7 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
     recipe, study = lab.recipe, lab.recipe.study.anneal
     shape = lab.shape(recipe.model.family, study.depth)
     steps = lab.steps(lab.plan.tokens["anneal"])
-    matched = 1.0 if concluded_earlier(lab) else lab.matched(steps)
+    matched = 1.0 if Design.of(lab).earlier else lab.matched(steps)
     specs = _branches(
         lab, RunSize(shape, steps, round(recipe.training.warmup_share * steps), text_share=matched), mixture
     )

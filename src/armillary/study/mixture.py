@@ -18,7 +18,6 @@ from typing import Literal
 
 import numpy as np
 
-from armillary.launch import Job
 from armillary.laws import (
     MixtureLaw,
     Optimum,
@@ -26,26 +25,20 @@ from armillary.laws import (
     optimise_mixture,
     rank_correlation,
     refining_mixtures,
-    simplex_design,
     weights_at_ends,
 )
 from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError, counted
-from armillary.study.lab import Annealing, Edge, FailedRun, Lab, RunSize, StageOutcome, Trained, laws_speak_of
+from armillary.study.lab import Edge, Lab, StageOutcome, Trained, laws_speak_of
 from armillary.study.limits import Allowed
+from armillary.study.proxies import MIN_MIXTURES, NATURAL, UNIFORM, Design, Proxies, different, train_confirmation
+from armillary.study.sensitivity import MIN_RATIO, signal_of, study_power
 
-# Proxies end with a decay, like the target. The annealing study decides on the decay later; this is the usual result.
-PROXY_ANNEALING = Annealing(share=0.2, shape="linear")
-_CONFIRM_SEED = 1000
-# A law needs this many different mixtures; two mixtures count as one if they differ by less than this share.
-_MIN_MIXTURES = 8
-_SAME = 1e-3
 # Minimum share of the designed runs for a law.
 _ENOUGH = 0.75
 # A weight that the limits changed by less is unchanged.
 _MOVED = 1e-6
 # The reserve is trained in this many rounds, each after a new fit.
 _ROUNDS = 2
-NATURAL, UNIFORM = "natural", "uniform"
 
 
 class Candidate(Document):
@@ -89,6 +82,10 @@ class MixtureOutcome(StageOutcome):
     ``rounds`` describes the runs of the reserve. ``stopped`` says why no more proxies were trained: the optimum lies
     ``inside`` the tried range, at the recipe's ``limits``, or still at the edge when the ``reserve`` was spent. It is
     empty in an outcome of an earlier version.
+
+    ``signal`` [v] and ``target_signal`` are the standard deviation over the design without the noise, relative to the
+    mean loss, as ``noise`` is. ``detectable`` is the difference in target loss that the confirmation was expected to
+    find with a chance of 80 %, stated before the design was trained.
     """
 
     training_domains: list[str]
@@ -121,6 +118,9 @@ class MixtureOutcome(StageOutcome):
     edges: list[Edge] = []  # noqa: RUF012
     rounds: list[Round] = []  # noqa: RUF012
     stopped: Literal["", "inside", "limits", "reserve"] = ""
+    signal: list[float] = []  # noqa: RUF012
+    target_signal: float = 0.0
+    detectable: float | None = None
 
     @property
     def study_runs(self) -> dict[str, list[str]]:
@@ -150,32 +150,6 @@ class _Fit:
     optima: list[Optimum]
 
 
-class _Proxies:
-    """The proxies of the study with a result: ``mixtures`` [n, d], ``losses`` [n, v] and ``runs`` in one order."""
-
-    def __init__(self, lab: Lab, mixtures: Sequence[np.ndarray], specs: Sequence[RunSpec]) -> None:
-        self._lab = lab
-        self.mixtures = np.empty((0, len(lab.corpus.training_domains)))
-        self.losses = np.empty((0, len(lab.corpus.domains)))
-        self.runs: list[str] = []
-        self.failed: list[FailedRun] = []
-        self._trained = 0
-        self.train(mixtures, specs)
-
-    def train(self, mixtures: Sequence[np.ndarray], specs: Sequence[RunSpec]) -> None:
-        """Train one more run on each of ``mixtures``; those with a result are added."""
-        arms = {spec.id: f"mixture {number}" for number, spec in enumerate(specs, self._trained + 1)}
-        self._trained += len(specs)
-        trained = self._lab.train("mixture", [Job(spec) for spec in specs], arms)
-        self.failed += trained.failed
-        for mixture, spec in zip(mixtures, specs, strict=True):
-            if spec.id in trained.results and spec.id not in self.runs:
-                loss = trained.results[spec.id].loss
-                self.mixtures = np.vstack([self.mixtures, mixture])
-                self.losses = np.vstack([self.losses, [loss[domain] for domain in self._lab.corpus.domains]])
-                self.runs.append(spec.id)
-
-
 def mixture_study(lab: Lab) -> MixtureOutcome:
     """Run the study, or return its recorded outcome.
 
@@ -185,22 +159,9 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
         InterruptedStudyError: Ctrl-C; call again to resume.
     """
     recipe, corpus, study = lab.recipe, lab.corpus, lab.recipe.study.mixture
-    allowed = lab.allowed()
-    plain = {
-        NATURAL: lab.vector(corpus.natural_mixture()),
-        UNIFORM: np.full(len(allowed.domains), 1 / len(allowed.domains)),
-    }
-    references = {name: allowed.within(vector) for name, vector in plain.items()}
-    every = _design(lab)
-    _refuse_few(every, lab)
-    size = _size(lab, lab.matched(lab.steps(lab.plan.tokens["mixture"])))
-    reserve = round(study.reserve * len(every))
-    if concluded_earlier(lab):
-        size, reserve = replace(size, text_share=1.0), 0
-    while reserve and _different(every[: len(every) - reserve]) < _MIN_MIXTURES:
-        reserve -= 1
-    design = every[: len(every) - reserve]
-    specs = [_proxy(lab, size, row, study.seed) for row in design]
+    allowed, design = lab.allowed(), Design.of(lab)
+    references, reserve = design.references, design.reserve
+    specs = [design.proxy(lab, row) for row in design.mixtures]
     limits = [allowed.lower.tolist(), allowed.upper.tolist(), lab.named(references[NATURAL])]
     spent_later = [reserve] if reserve else []  # the keys of studies without a reserve stay those of earlier versions
     key = lab.key(specs, limits, recipe.training, study.candidates, study.confirm_seeds, study.seed, *spent_later)
@@ -209,12 +170,14 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
         return known
 
     weights = np.array([recipe.target_weights.get(domain, 0.0) for domain in corpus.domains])
-    proxies = _Proxies(lab, list(design), specs)
-    if len(proxies.mixtures) < _ENOUGH * len(specs) or _different(proxies.mixtures) < _MIN_MIXTURES:
+    detectable = _noise_first(lab)
+    proxies = Proxies(lab, list(design.mixtures), specs)
+    if len(proxies.mixtures) < _ENOUGH * len(specs) or different(proxies.mixtures) < MIN_MIXTURES:
         raise ArmillaryError(
             f"mixture: {len(proxies.runs)} of {len(specs)} runs have a result, too few for a law; first cause: "
             f"{proxies.failed[0]}; the same command retries runs with a transient cause"
         )
+    designed = proxies.losses  # the reserve surrounds one mixture, so it does not show the spread over mixtures
     fit = _fit(lab, proxies, weights, allowed, references)
     rounds: list[Round] = []
     while reserve:
@@ -231,7 +194,7 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
                 best, tried, allowed.lower, allowed.upper, count=count, seed=study.seed + len(rounds)
             )
         ]
-        proxies.train(further, [_proxy(lab, size, row, study.seed) for row in further])
+        proxies.train(further, [design.proxy(lab, row) for row in further])
         rounds.append(Round(runs=count, edges=found))
         reserve -= count
         fit = _fit(lab, proxies, weights, allowed, references)
@@ -239,11 +202,8 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
     X, Y = proxies.mixtures, proxies.losses
 
     mixtures = {f"candidate {i + 1}": allowed.within(optimum.weights) for i, optimum in enumerate(optima)} | references
-    seeds = [_CONFIRM_SEED + i for i in range(study.confirm_seeds)]
-    confirm = {name: [_proxy(lab, size, vector, seed) for seed in seeds] for name, vector in mixtures.items()}
-    # Two arms can have the same mixture, such as a uniform natural mixture; the runs then belong to the first arm.
-    owners = {spec.id: name for name, group in reversed(confirm.items()) for spec in group}
-    confirmed = lab.train("mixture-confirm", [Job(spec) for group in confirm.values() for spec in group], owners)
+    confirm = design.confirmation(lab, mixtures)
+    confirmed = train_confirmation(lab, confirm)
     candidates, rows = [], []
     for name, vector in mixtures.items():
         predicted = law.target(vector[None, :], weights)
@@ -261,17 +221,27 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
                 losses={result.run: lab.target_loss(result) for result in done},
             )
         )
-    choice = _choose(candidates, confirm, confirmed)
-    edges = _edges(mixtures["candidate 1"], X, allowed)
     held = law.held_out_
     repeated = [values for values in rows if len(values) > 1]
+    noise = _noise(repeated, len(corpus.domains))
+    target_noise = float(_noise([values @ weights[:, None] for values in repeated], 1)[0])
+    target_signal = signal_of(designed @ weights / (designed @ weights).mean(), target_noise)
+    choice = _choose(candidates, confirm, confirmed)
+    if choice.taken != NATURAL and choice.significant and target_signal < MIN_RATIO * target_noise:
+        reason = (
+            f"the target loss differs by {target_signal:.2%} between the mixtures of the design and by "
+            f"{target_noise:.2%} between seeds; a metric with a ratio below {MIN_RATIO:g} decides nothing, so the "
+            "natural mixture is used"
+        )
+        choice = replace(choice, taken=NATURAL, significant=False, reason=reason)
+    edges = _edges(mixtures["candidate 1"], X, allowed)
     return lab.conclude(
         "mixture",
         key,
         MixtureOutcome(
             training_domains=list(corpus.training_domains),
             domains=list(corpus.domains),
-            tokens=lab.tokens(size.steps),
+            tokens=lab.tokens(design.size.steps),
             design=X.tolist(),
             losses=Y.tolist(),
             held_out=held.predicted.tolist(),
@@ -289,13 +259,16 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
             high=choice.high,
             significant=choice.significant,
             found=lab.named(mixtures[choice.taken]),
-            noise=_noise(repeated, len(corpus.domains)).tolist(),
-            target_noise=float(_noise([values @ weights[:, None] for values in repeated], 1)[0]),
+            noise=noise.tolist(),
+            target_noise=target_noise,
+            signal=[signal_of(column / column.mean(), own) for column, own in zip(designed.T, noise, strict=True)],
+            target_signal=target_signal,
+            detectable=detectable,
             runs=proxies.runs,
             reason=choice.reason,
             adjusted={
                 name: lab.named(vector)
-                for name, vector in plain.items()
+                for name, vector in design.plain.items()
                 if np.abs(vector - references[name]).max() > _MOVED
             },
             lower=allowed.lower.tolist(),
@@ -308,41 +281,24 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
     )
 
 
-def concluded_earlier(lab: Lab) -> bool:
-    """Whether a version without reserve and matched repetition concluded this study, and the recipe sets neither.
-
-    Such a study stays as it is: its runs and those that follow from it would otherwise be trained again.
-    """
-    recipe, study = lab.recipe, lab.recipe.study.mixture
-    if "reserve" in study.model_fields_set or "match_repetition" in recipe.study.model_fields_set:
-        return False
-    concluded = [set(content["runs"]) for content in lab.store.stage_contents("mixture") if not content.get("stopped")]
-    if not concluded:
-        return False
-    runs = {spec.id for spec in (_proxy(lab, _size(lab, 1.0), row, study.seed) for row in _design(lab))}
-    return any(done <= runs for done in concluded)
-
-
-def _design(lab: Lab) -> np.ndarray:
-    """The mixtures [n, d] of all planned proxies; a reserve replaces the last of them."""
-    allowed = lab.allowed()
-    natural = allowed.within(lab.vector(lab.corpus.natural_mixture()))
-    seed = lab.recipe.study.mixture.seed
-    return simplex_design(lab.plan.mixture_runs, allowed.lower, allowed.upper, centre=natural, seed=seed)
-
-
-def _size(lab: Lab, text_share: float) -> RunSize:
-    shape = lab.shape(lab.recipe.model.family, lab.recipe.study.mixture.depth)
-    steps = lab.steps(lab.plan.tokens["mixture"])
-    return RunSize(shape, steps, round(lab.recipe.training.warmup_share * steps), text_share=text_share)
-
-
-def _proxy(lab: Lab, size: RunSize, mixture: np.ndarray, seed: int) -> RunSpec:
-    return lab.annealed(size, PROXY_ANNEALING, lab.named(mixture), seed)
+def _noise_first(lab: Lab) -> float | None:
+    """State the power of the confirmation before the design is trained; None if the noise is unknown."""
+    try:
+        power = study_power(lab)
+    except ArmillaryError as error:  # the study itself reports lost runs, and may still have a result
+        lab.say(f"mixture: the noise between seeds is unknown: {error}")
+        return None
+    target = power.target
+    lab.say(
+        f"mixture: the target loss differs by {target.noise:.4f} nats ({target.noise_low:.4f} to "
+        f"{target.noise_high:.4f}) between seeds; with {counted(power.seeds, 'seed')}, a gain of "
+        f"{target.detectable:.4f} is found with a chance of {power.chance:.0%}"
+    )
+    return target.detectable
 
 
 def _fit(
-    lab: Lab, proxies: _Proxies, weights: np.ndarray, allowed: Allowed, references: Mapping[str, np.ndarray]
+    lab: Lab, proxies: Proxies, weights: np.ndarray, allowed: Allowed, references: Mapping[str, np.ndarray]
 ) -> _Fit:
     """Fit the law to the proxies, and optimise the target of these weights [v] within the limits.
 
@@ -372,29 +328,6 @@ def _fit(
         ) from error
     lab.progress("mixture law", 1, 1, "fitted")
     return _Fit(law, optima)
-
-
-def _refuse_few(design: np.ndarray, lab: Lab) -> None:
-    """Refuse limits that leave too few different mixtures for a law, before anything is trained."""
-    found = _different(design)
-    if found >= _MIN_MIXTURES:
-        return
-    limits = lab.recipe.limits
-    raise UsageError(
-        f"limits: the {counted(len(design), 'mixture')} of the study include only {found} that differ by more than "
-        f"{_SAME:.1%} of "
-        f"the tokens, but a law needs {_MIN_MIXTURES} (floors {limits.floors}, ceilings {limits.ceilings}, max_epochs "
-        f"{limits.max_epochs:g}); widen the limits, or train on fewer tokens"
-    )
-
-
-def _different(mixtures: np.ndarray) -> int:
-    """The number of distinct mixtures in [n, d]."""
-    distinct: list[np.ndarray] = []
-    for mixture in mixtures:
-        if all(np.abs(mixture - other).sum() / 2 > _SAME for other in distinct):
-            distinct.append(mixture)
-    return len(distinct)
 
 
 def _choose(candidates: Sequence[Candidate], confirm: Mapping[str, Sequence[RunSpec]], trained: Trained) -> _Choice:

@@ -30,6 +30,23 @@ def show_mixture(found: Any) -> None:
     )
 
 
+def show_power(found: Any) -> None:
+    """Print noise, signal and the smallest difference found for every metric, best ratio first."""
+    columns = ["metric", "mean", "noise", "90 % interval", "signal", "signal/noise", "detectable"]
+    rows = [
+        [m.name, m.mean, m.noise, f"{m.noise_low:.4f} to {m.noise_high:.4f}", m.signal, f"{m.ratio:.3g}", m.detectable]
+        + ([] if found.difference is None else [m.seeds if m.seeds is not None else "over 10,000"])
+        for m in found.metrics
+    ]
+    if found.difference is not None:
+        columns.append(f"seeds for {found.difference:g}")
+    show_table(f"metrics (nats per token); signal over {found.mixtures} mixtures", columns, rows)
+    out.print(
+        f"detectable: found with a chance of {found.chance:.0%} by {found.seeds} seeds of {found.arms} mixtures",
+        highlight=False,
+    )
+
+
 def show_anneal(found: Any) -> None:
     """Print the target loss of every annealing by seed; an arrow marks the chosen one."""
     rows = [

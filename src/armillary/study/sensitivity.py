@@ -1,0 +1,142 @@
+"""Noise first: what the confirmation of the mixture study can find, before its proxies are trained.
+
+The natural and the uniform mixture are trained with the seeds of the confirmation, which needs these runs anyway. They
+show the noise between seeds of each metric, the smallest difference that the confirmation finds, and the seeds that a
+given difference needs. The spread of a metric over mixtures is its signal: first between these two mixtures, later
+over the design.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from armillary.laws import POWER, SeedNoise, detectable, seeds_needed
+from armillary.recipe import ArmillaryError, Document, UsageError
+from armillary.study.lab import FailedRun, Lab
+from armillary.study.proxies import MIN_MIXTURES, Design, train_confirmation
+
+TARGET = "target"
+# No mixture is chosen by a target whose spread over the design is below this multiple of the noise of a run.
+MIN_RATIO = 1.0
+
+
+class MetricPower(Document):
+    """What runs of the study's size show about a metric, in nats per token.
+
+    ``noise`` is the standard deviation between seeds, with a 90 % interval. ``signal`` is the standard deviation over
+    mixtures without this noise, and ``ratio`` is signal over noise. ``detectable`` is the smallest difference that the
+    confirmation finds with a chance of 80 %. ``seeds`` are those that the requested difference needs; None if none was
+    requested, or if it needs more than 10,000.
+    """
+
+    name: str
+    mean: float
+    noise: float
+    noise_low: float
+    noise_high: float
+    signal: float
+    ratio: float
+    detectable: float
+    seeds: int | None
+
+
+class PowerOutcome(Document):
+    """The power of the confirmation with ``seeds`` seeds of ``arms`` mixtures; metrics by falling signal to noise.
+
+    ``mixtures`` is the number of mixtures behind the signal. ``difference`` is the requested one, if any.
+    """
+
+    seeds: int
+    arms: int
+    chance: float
+    mixtures: int
+    difference: float | None
+    metrics: list[MetricPower]
+    failed: list[FailedRun] = []  # noqa: RUF012 (pydantic copies it)
+
+    @property
+    def target(self) -> MetricPower:
+        """The target loss."""
+        return next(metric for metric in self.metrics if metric.name == TARGET)
+
+
+def study_power(lab: Lab, difference: float | None = None) -> PowerOutcome:
+    """Train the natural and the uniform mixture, and state the power of the confirmation for every metric.
+
+    Args:
+        lab: of the recipe.
+        difference: in nats per token, for which the seeds needed are stated.
+
+    Raises:
+        UsageError: a difference that is not above 0; the limits leave no design.
+        ArmillaryError: neither mixture has two seeds with a result.
+    """
+    if difference is not None and not 0 < difference < math.inf:
+        raise UsageError(f"difference: {difference:g} is not possible; give nats per token above 0, such as 0.01")
+    study, design = lab.recipe.study.mixture, Design.of(lab)
+    confirm = design.confirmation(lab, design.references)
+    trained = train_confirmation(lab, confirm)
+    names = [TARGET, *lab.corpus.domains]
+    # A uniform natural mixture has the same runs; they count once.
+    arms = {specs[0].id: specs for specs in confirm.values()}.values()
+    groups = [
+        np.array([_row(lab, trained.results[spec.id].loss) for spec in specs if spec.id in trained.results])
+        for specs in arms
+    ]
+    groups = [group for group in groups if len(group)]
+    if all(len(group) < 2 for group in groups):
+        raise ArmillaryError(
+            f"power: no mixture has two seeds with a result; first cause: {trained.failed[0]}; the same command "
+            "retries runs with a transient cause"
+        )
+    known = [lab.store.result(design.proxy(lab, mixture).id) for mixture in design.mixtures]
+    designed = np.array([_row(lab, result.loss) for result in known if result is not None])
+    number = study.candidates + len(confirm)
+    metrics = []
+    for column, name in enumerate(names):
+        losses = [group[:, column] for group in groups]
+        noise = SeedNoise.of(losses)
+        if len(designed) >= MIN_MIXTURES:
+            spread, per_run = designed[:, column], 1.0
+        else:
+            spread, per_run = np.array([values.mean() for values in losses]), 1 / study.confirm_seeds
+        signal = signal_of(spread, noise.std, per_run)
+        metrics.append(
+            MetricPower(
+                name=name,
+                mean=float(np.mean([values.mean() for values in losses])),
+                noise=noise.std,
+                noise_low=noise.low,
+                noise_high=noise.high,
+                signal=signal,
+                ratio=signal / noise.std if noise.std else math.inf,
+                detectable=detectable(noise.std, study.confirm_seeds, number),
+                seeds=None if difference is None else seeds_needed(difference, noise.std, number),
+            )
+        )
+    return PowerOutcome(
+        seeds=study.confirm_seeds,
+        arms=number,
+        chance=POWER,
+        mixtures=len(designed) if len(designed) >= MIN_MIXTURES else len(groups),
+        difference=difference,
+        metrics=sorted(metrics, key=lambda metric: -metric.ratio),
+        failed=trained.failed,
+    )
+
+
+def signal_of(losses: np.ndarray, noise: float, per_run: float = 1.0) -> float:
+    """The standard deviation of ``losses`` [n] over mixtures without that of ``noise``; 0 if noise explains it all.
+
+    ``per_run`` is the part of the noise's variance in each loss: 1 for single runs, 1 / seeds for means.
+    """
+    return math.sqrt(max(0.0, float(np.var(losses, ddof=1)) - noise**2 * per_run)) if len(losses) > 1 else 0.0
+
+
+def _row(lab: Lab, loss: dict[str, float]) -> Sequence[float]:
+    """The target loss and that of every domain."""
+    weights = lab.recipe.target_weights
+    return [sum(weight * loss[name] for name, weight in weights.items()), *(loss[name] for name in lab.corpus.domains)]
