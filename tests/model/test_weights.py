@@ -134,7 +134,10 @@ def test_a_configuration_that_is_torn_or_none_is_refused(text: str, tmp_path: Pa
         import_hf(folder)
 
 
-@pytest.mark.parametrize("change", [{"rope_parameters": "x", "rope_scaling": None}, {"layer_types": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [{"rope_parameters": "x", "rope_scaling": None}, {"layer_types": 3}, {"num_hidden_layers": 10**7}],
+)
 def test_values_of_another_kind_are_refused(change: dict[str, Any], tmp_path: Path, tokenizer_file: Path) -> None:
     folder = exported(built(SMALL), tmp_path / "model", tokenizer_file)
     _edit(folder / "config.json", **change)

@@ -286,7 +286,7 @@ class ModelShape(Document):
     in TeleChat2.
     """
 
-    n_layers: int = Field(ge=1)
+    n_layers: int = Field(ge=1, le=10_000)
     d_model: int = Field(ge=1)
     n_heads: int = Field(ge=1)
     n_kv_heads: int = Field(ge=1)
