@@ -51,6 +51,7 @@ LAYOUTS = {
     "cp2 x tp2": Layout(cp=2, tp=2),
     "pp2 x ep2": Layout(pp=2, ep=2, microbatches=4),
     "dp2 x ep2, full recompute": Layout(dp_shard=2, ep=2, recompute="full"),
+    "ep2, selective recompute": Layout(ep=2, recompute="selective"),
 }
 
 

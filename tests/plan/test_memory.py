@@ -43,6 +43,53 @@ def test_every_part_is_within_three_per_cent_of_the_dry_run(case):
             assert mine == pytest.approx(theirs, rel=0.03)
 
 
+# 8 layers of width 512, 16 sequences of 1024 tokens in bf16; peaks in GB recorded from the dry run of such layouts
+SMALL = {
+    "n_layers": 8,
+    "d_model": 512,
+    "n_heads": 8,
+    "n_kv_heads": 4,
+    "head_dim": 64,
+    "d_ff": 1408,
+    "vocab_size": 16000,
+}
+LATENT = {"kind": "latent", "kv_rank": 128, "rope_head_dim": 32, "value_head_dim": 64, "q_rank": 256}
+EXPERTS = {"count": 8, "active": 2, "d_ff": 512, "shared_d_ff": 512}
+LAYOUTS = {
+    "pipeline": ({}, {"dp": 2, "pp": 2, "zero": 2}, 0.5247),
+    "pipeline, recompute": ({}, {"dp": 2, "pp": 2, "zero": 2, "recompute": "full"}, 0.4532),
+    "pipeline, recompute some": ({}, {"dp": 2, "pp": 2, "zero": 2, "recompute": "selective"}, 0.4890),
+    "pipeline, no data": ({}, {"pp": 4, "zero": 2, "micro_batch": 2}, 0.7412),
+    "two stages on a rank": ({}, {"dp": 2, "pp": 2, "stages": 2, "zero": 2}, 0.5794),
+    "tensor and pipeline": ({}, {"dp": 2, "pp": 2, "tp": 2, "zero": 2}, 0.2440),
+    "context": ({}, {"dp": 2, "cp": 2, "zero": 3, "micro_batch": 8}, 1.4594),
+    "latent": ({"n_kv_heads": 8, "head_dim": 96, "attention": LATENT}, {"dp": 4, "zero": 3, "micro_batch": 4}, 1.6452),
+    "latent, recompute some": ({"n_kv_heads": 8, "head_dim": 96, "attention": LATENT},
+                               {"dp": 4, "zero": 3, "micro_batch": 4, "recompute": "selective"}, 1.2756),
+    "latent, pipeline": ({"n_kv_heads": 8, "head_dim": 96, "attention": LATENT}, {"dp": 2, "pp": 2, "zero": 2}, 0.5490),
+    "experts": ({"experts": EXPERTS}, {"dp": 4, "ep": 4, "zero": 3, "micro_batch": 4}, 1.8180),
+    "experts, recompute some": ({"experts": EXPERTS},
+                                {"dp": 4, "ep": 4, "zero": 3, "micro_batch": 4, "recompute": "selective"}, 1.4097),
+    "experts, pipeline": ({"experts": EXPERTS}, {"dp": 4, "ep": 4, "pp": 2, "zero": 2}, 0.5543),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LAYOUTS)
+def test_the_peak_of_pipelines_latents_and_experts_is_that_of_the_dry_run(case):
+    changes, parallelism, dry = LAYOUTS[case]
+    shape = ModelShape.model_validate(SMALL | changes)
+    job = make_job(shape, family="armillary", length=1024, sequences=16, **parallelism)
+    assert peak_memory(job, constants()).live == pytest.approx(dry, rel=0.04)
+
+
+def test_later_ranks_of_a_pipeline_with_virtual_stages_hold_fewer_micro_batches():
+    shape = ModelShape.model_validate(SMALL | {"vocab_size": 512})
+    jobs = [make_job(shape, length=1024, sequences=64, pp=4, stages=stages) for stages in (1, 2)]
+    # 1F1B: 4 micro-batches on the first rank, 1 on the last; interleaved: (4 + 3 / 2) and (4 - 3 / 2)
+    equal, interleaved = (peak_memory(job, constants()).activations for job in jobs)
+    assert interleaved / equal == pytest.approx(5.5 / 4)
+
+
 @pytest.mark.slow
 def test_the_recorded_dry_run_is_still_what_it_finds():
     from armillary.parallel import dry_run

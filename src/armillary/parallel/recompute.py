@@ -19,7 +19,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    SAC_IGNORED_OPS,
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
 
 from armillary.model import Layer, Places, Transformer
 
@@ -31,6 +36,12 @@ _ATTENTION = (
     torch.ops.aten._scaled_dot_product_fused_attention_overrideable.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 )
+# FSDP marks its calls for the profiler. Experts are a unit of their own in a layer, and the backward pass marks them
+# more often than the forward pass, which a selective checkpoint takes for another computation.
+_MARKS = (
+    torch.ops.profiler._record_function_enter_new.default,
+    torch.ops.profiler._record_function_exit._RecordFunction,
+)
 
 
 def recompute_all(model: Transformer) -> None:
@@ -41,6 +52,7 @@ def recompute_all(model: Transformer) -> None:
 
 def recompute_cheap(model: Transformer) -> None:
     """Keep only the expensive results of each layer of ``model``: matrix products and attention."""
+    SAC_IGNORED_OPS.update(_MARKS)
     contexts = partial(create_selective_checkpoint_contexts, _keep_dear)
     for layer in cast("Iterable[Layer]", model.layers.values()):
         layer.forward = _checkpointed(layer.forward, context_fn=contexts)  # type: ignore[method-assign]

@@ -86,21 +86,13 @@ def layer_activations(job: Job) -> tuple[float, float, float]:
     shape, p, software = job.model, job.parallelism, job.software
     tokens = p.micro_batch * job.length / p.cp
     shared = p.tp if software.sequence_parallel else 1
-    h, hd = shape.d_model, shape.head_dim
+    h = shape.d_model
     boundary = 2 * h / shared
-    block = shape.attention_block
-    if isinstance(block, Latent):
-        qkv = block.kept(shape) / 7 * 3
-        if p.recompute == "selective":  # the products from the low ranks up run again
-            qkv = ((block.q_rank or 0) + block.kv_rank + block.rope_head_dim) * p.tp
-    else:
-        qkv = hd * (shape.n_heads + 2 * shape.n_kv_heads)
-    mixed_values = hd * shape.n_heads
     byte = 1 if job.precision in ("fp8", "fp4") else 2  # of what only matrix products need
     wider = job.number_bytes / 2
     gated = not isinstance(shape.feed_forward_block, ReLU2)
     up = (2 if gated else 1) * shape.d_ff / p.tp
-    attention = 2 * (software.rotary_copies * qkv + mixed_values) / p.tp
+    attention = 2 * _attention_numbers(job) / p.tp
     norm = byte * h / shared
     product = byte * (1 + software.gate_copies) * shape.d_ff / p.tp
     if not software.fused and software.rotary_copies == 1:
@@ -108,7 +100,7 @@ def layer_activations(job: Job) -> tuple[float, float, float]:
     if p.recompute == "selective":
         norm = product = 0.0  # norms and activation functions run again
         if software.selective >= 0.5:  # so does every second matrix product
-            attention, up = (attention + 2 * mixed_values / p.tp) / 2, up / 2
+            attention, up = (attention + 2 * shape.n_heads * shape.head_dim / p.tp) / 2, up / 2
     if not software.flash and p.recompute == "none":
         attention += 5 * job.length * shape.n_heads / p.tp  # scores, their softmax and the mask of dropout
     attention += boundary + norm
@@ -121,8 +113,28 @@ def layer_activations(job: Job) -> tuple[float, float, float]:
         mixed = boundary + norm + rows * (byte * h + 2 * 2 * wide) + 2 * 2 * shared_wide
         if not again:
             mixed += rows * (2 * h + byte * wide) + byte * shared_wide
+            if software.gate_copies:  # each sum of the shared expert and the others is a tensor of its own
+                mixed += software.gate_copies * byte * (rows * wide + shared_wide) + (boundary if shared_wide else 0.0)
     tokens *= wider
     return tokens * (attention + dense), tokens * (attention + mixed), tokens * boundary
+
+
+def _attention_numbers(job: Job) -> float:
+    """Numbers per token that the attention of one layer keeps, on all tensor ranks together."""
+    shape, p, copies = job.model, job.parallelism, job.software.rotary_copies
+    again = p.recompute == "selective"
+    queries, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+    block = shape.attention_block
+    if not isinstance(block, Latent):
+        turned = copies * (queries + keys)
+        return turned + queries + keys * (copies if again else 1)
+    latents = ((block.q_rank or 0) + block.kv_rank + block.rope_head_dim) * p.tp  # each tensor rank has them whole
+    values = shape.n_heads * block.value_dim(shape)
+    if copies == 1:  # the products from the low ranks run again
+        return queries + (latents if again else block.kept(shape) / 7 * 3)
+    if again:
+        return 2 * queries - shape.n_heads * block.rope_head_dim + 3 * values + shape.d_model
+    return 2 * latents + 2 * copies * queries + queries + values  # values are padded to the width of keys
 
 
 def peak_memory(job: Job, constants: Constants) -> Memory:
@@ -157,8 +169,8 @@ def _rank_memory(
     if job.offload:
         state[2] = 0.0
     flight = float(min(job.microbatches, p.pp - rank))
-    if p.stages > 1:
-        flight = min(job.microbatches, p.pp + (p.pp - 1) / p.stages)  # Korthikanti et al. 2022, section 4.2.3
+    if p.stages > 1:  # Korthikanti et al. 2022, section 4.2.3; each later rank starts two parts later
+        flight = min(job.microbatches, p.pp + (p.pp - 1 - 2 * rank) / p.stages)
     if p.recompute == "full":
         whole, again = some * mixed + (count - some) * dense, p.recompute_share
         saved_bytes = flight * (again * count * boundary + (1 - again) * whole)
@@ -183,6 +195,7 @@ def _rank_memory(
     logits = 0.0
     if rank == len(job.stages) - 1:
         each = software.logits_bytes if p.tp == 1 else software.logits_bytes_tp or software.logits_bytes
+        each += software.logits_bytes_pp if p.pp > 1 else 0.0
         logits = (
             (1 + job.extras.ahead)
             * (each - job.number_bytes / 2 + 1)
