@@ -58,11 +58,13 @@ class Roofline:
         self._peak = accelerator.flops(self.precision) * constants.matmul_of(self.precision)
         plain = next(p for p in ("bf16", "fp16", "fp32") if p in accelerator.peak)
         self._plain_peak = accelerator.flops(plain) * constants.matmul_of("bf16")
-        self._attention_peak = accelerator.flops(plain) * constants.attention
+        older = job.software.older_attention and constants.attention_older
+        self._attention_peak = accelerator.flops(plain) * (older or constants.attention)
         self._bandwidth = accelerator.bandwidth_gb_s * 1e9 * constants.bandwidth
         p = job.parallelism
         self.tokens = p.micro_batch * job.length / p.cp
         self.tp = p.tp
+        self._back = 1.0 if job.adapter else 2.0  # products of the backward pass: frozen weights have no gradients
 
     def product(self, rows: float, inner: float, columns: float, plain: bool = False, copies: float = 1.0) -> float:
         """Seconds of ``copies`` products of ``rows`` x ``inner`` by ``inner`` x ``columns``."""
@@ -115,7 +117,7 @@ class Roofline:
         cast = self._cast(sum(k for k, _ in sides) + sum(n for _, n in sides))
         memory = self._c.elementwise * T * activations * self._unfused() + T * cast
         forward = Pass(products, fwd_attention, self.moved(memory + scores))
-        backward = Pass(2 * products, bwd_attention, self.moved(2 * memory + 1.5 * scores))
+        backward = Pass(self._back * products, bwd_attention, self.moved(2 * memory + 1.5 * scores))
         return LayerTime(forward, backward)
 
     def feed_forward(self) -> LayerTime:
@@ -126,7 +128,7 @@ class Roofline:
         products = self.product(T, h, (2 if gated else 1) * f) + self.product(T, f, h)
         memory = self._c.elementwise * T * (10 * h / self._shared() + (6 if gated else 4) * f) * self._unfused()
         memory += T * self._cast(2 * h + (3 if gated else 2) * f)
-        return LayerTime(Pass(products, 0.0, self.moved(memory)), Pass(2 * products, 0.0, self.moved(2 * memory)))
+        return LayerTime(Pass(products, 0.0, self.moved(memory)), Pass(self._back * products, 0.0, self.moved(2 * memory)))
 
     def mixture(self) -> LayerTime:
         """Router, permutation, experts and shared expert of one layer; each rank's experts take an equal share."""
@@ -151,7 +153,7 @@ class Roofline:
         )
         memory += rows * self._cast(2 * h + 3 * wide)
         memory *= self._job.software.expert_traffic
-        return LayerTime(Pass(products, 0.0, self.moved(memory)), Pass(2 * products, 0.0, self.moved(2 * memory)))
+        return LayerTime(Pass(products, 0.0, self.moved(memory)), Pass(self._back * products, 0.0, self.moved(2 * memory)))
 
     def embedding(self) -> LayerTime:
         """The look-up of the embedding, and the sum of its gradients."""
@@ -164,7 +166,7 @@ class Roofline:
         columns = shape.vocab_size / self.tp
         products = self.product(T, shape.d_model, columns // 64 * 64, plain=True)  # vocabularies are padded
         memory = self.moved(self._c.logits_bytes * T * columns)
-        return LayerTime(Pass(products, 0, memory), Pass(2 * products, 0, memory / 2))
+        return LayerTime(Pass(products, 0, memory), Pass(self._back * products, 0, memory / 2))
 
     def optimizer(self, numbers: float) -> float:
         """Seconds of AdamW's step over ``numbers`` parameters, by its reads and writes of weights and states."""

@@ -37,6 +37,7 @@ class Constants:
     matmul_fp8: float = 0.65
     matmul_fp4: float = 0.5
     attention: float = 0.5
+    attention_older: float | None = None
     narrow_heads: float = 0.7
     batched: float = 0.5
     bandwidth: float = 0.85

@@ -77,6 +77,7 @@ class Software:
     dp_overlap: float = 0.8
     ep_overlap: float = 0.0
     attention: float = 1.0
+    older_attention: bool = False
     selective: float = 0.1
     accumulate_bytes: float = 8.0
     logits_bytes: float = 10.0
