@@ -60,6 +60,7 @@ LAYOUTS = {
     "pipeline, recompute": ({}, {"dp": 2, "pp": 2, "zero": 2, "recompute": "full"}, 0.4532),
     "pipeline, recompute some": ({}, {"dp": 2, "pp": 2, "zero": 2, "recompute": "selective"}, 0.4890),
     "pipeline, no data": ({}, {"pp": 4, "zero": 2, "micro_batch": 2}, 0.7412),
+    "pipeline of 8": ({}, {"dp": 2, "pp": 8, "zero": 2}, 0.3619),
     "two stages on a rank": ({}, {"dp": 2, "pp": 2, "stages": 2, "zero": 2}, 0.5794),
     "tensor and pipeline": ({}, {"dp": 2, "pp": 2, "tp": 2, "zero": 2}, 0.2440),
     "context": ({}, {"dp": 2, "cp": 2, "zero": 3, "micro_batch": 8}, 1.4594),

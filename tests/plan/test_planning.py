@@ -57,6 +57,13 @@ def test_the_cost_is_the_steps_over_goodput(question):
             {"network_gb_s": 2},
         ),
         (make_shape(d_ff=8192, experts={"count": 64, "active": 4, "d_ff": 2048}).model_dump(exclude_none=True), {}),
+        (
+            make_shape(
+                n_kv_heads=32, head_dim=96, attention={"kind": "latent", "kv_rank": 512, "rope_head_dim": 32}
+            ).model_dump(exclude_none=True),
+            {},
+        ),
+        (make_shape(feed_forward={"kind": "relu2"}).model_dump(exclude_none=True), {}),
     ],
 )
 def test_the_trainer_takes_the_run_file(question, tmp_path, model, cluster):

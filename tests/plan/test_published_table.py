@@ -38,6 +38,7 @@ def test_a_row_is_predicted_and_its_interval_holds_the_prediction(tmp_path):
     assert low < mid < high
     # tokens per second times the step's seconds are the step's tokens
     assert mid * 8 * float(row["pred_step_time_s"]) == pytest.approx(128 * 8192, rel=1e-4)
+    assert float(row["pred_mem_low"]) < float(row["pred_peak_mem_gb"]) < float(row["pred_mem_high"])
     assert row["pred_fits"] == "true" and 20 < float(row["pred_peak_mem_gb"]) < 85.5
 
 
@@ -221,6 +222,29 @@ def test_known_mixtures_have_their_published_parameters(name, billions, active):
     assert shape.parameters / 1e9 == pytest.approx(billions, rel=0.03)
     embeddings = 2 * shape.vocab_size * shape.d_model  # some count them, some do not
     assert active * 0.95e9 - embeddings <= shape.active_parameters <= active * 1.05e9 + embeddings
+
+
+def test_virtual_stages_are_assumed_where_a_program_interleaves_and_the_table_leaves_them_out(tmp_path):
+    head = HEAD + ",pp,vpp"
+    line = GOOD.replace(",8,1,1,8,", ",32,1,1,,")
+    for source, pp, vpp, stages in (
+        ("mine", 4, "", 4), ("mine", 4, "1", 1), ("mine", 3, "", 1), ("BLOOM", 4, "", 1), ("mine", 1, "", 1),
+    ):  # fmt: skip
+        columns = line.replace("mine", source).split(",")
+        columns[11] = "12" if pp == 3 else "32"
+        row = read_rows(table(tmp_path, ",".join([*columns, str(pp), vpp]), head=head))[0]
+        assert row.job is not None, row.reason
+        assert row.job.parallelism.stages == stages, (source, pp, vpp)
+        assert ("vpp" in row.assumed) == (source == "mine" and vpp == "" and pp > 1)
+
+
+def test_a_program_run_by_others_overlaps_less_than_as_its_authors_measure_it(tmp_path):
+    line = GOOD.replace(",8,1,1,8,", ",64,8,1,,")
+    (own, others) = (
+        read_rows(table(tmp_path, line.replace("mine", source)))[0].job.software
+        for source in ("Megatron-LM README", "A paper that uses Megatron-LM")
+    )
+    assert own.tp_overlap > others.tp_overlap == 0
 
 
 def test_dropped_tokens_spare_the_host(tmp_path):

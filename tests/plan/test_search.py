@@ -28,6 +28,23 @@ def test_layouts_are_valid_fit_and_are_in_order():
     assert all(found.reason(one) for one in found.others)
 
 
+def test_kinds_of_memory_sum_to_the_total():
+    for sequences in (256, 512):  # with one micro-batch a step, gradients are not there when activations peak
+        best = search(make_job(family="armillary", dp=256, sequences=sequences), constants()).best
+        found = best.to_json(constants())["memory_gb"]
+        kinds = [value for name, value in found.items() if name not in ("total", "upper_end")]
+        assert sum(kinds) == pytest.approx(found["total"]) and min(kinds) >= 0
+
+
+@settings(deadline=None, max_examples=10)
+@given(st.sampled_from(["a100-40gb", "h100", "mi300x", "ascend-910b"]), st.sampled_from([64, 128, 256]))
+def test_more_memory_never_makes_the_best_layout_slower(name, ranks):
+    job = make_job(accelerator=name, family="armillary", dp=ranks, sequences=512)
+    larger = job.accelerator.model_copy(update={"memory_gb": 1.3 * job.accelerator.memory_gb})
+    more = search(replace(job, accelerator=larger), constants()).best
+    assert more.step.total <= search(job, constants()).best.step.total * (1 + 1e-9)
+
+
 def test_layouts_estimated_with_kept_times_equal_those_without():
     best = search(make_job(family="armillary", dp=16, sequences=32), constants()).best
     factor = constants().factor("accelerator.h100", "generation.hopper", "software.armillary")

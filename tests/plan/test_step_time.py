@@ -10,6 +10,7 @@ from plan_jobs import make_job, make_shape
 from armillary.plan.constants import constants
 from armillary.plan.hardware_files import accelerators
 from armillary.plan.memory import peak_memory
+from armillary.plan.network import Group, Network
 from armillary.plan.step_time import step_time
 from armillary.recipe import UsageError
 
@@ -44,6 +45,48 @@ def test_a_larger_batch_takes_longer_and_a_faster_accelerator_less(job):
         "bandwidth_gb_s": 2 * job.accelerator.bandwidth_gb_s,
     }
     assert seconds(replace(job, accelerator=job.accelerator.model_copy(update=fast))) < seconds(job)
+
+
+@settings(deadline=None, max_examples=40)
+@given(jobs, st.sampled_from(["link_gb_s", "network_gb_s", "bandwidth_gb_s"]))
+def test_a_faster_link_never_takes_longer(job, figure):
+    better = job.accelerator.model_copy(update={figure: 2 * getattr(job.accelerator, figure)})
+    assert seconds(replace(job, accelerator=better)) <= seconds(job) * (1 + 1e-9)
+
+
+def test_two_ranks_of_a_mesh_share_one_link_and_all_of_a_node_use_all():
+    ascend = accelerators()["ascend-910b"]
+    mesh = Network(ascend.model_copy(update={"link_latency_us": 0.0}), constants())
+    switch = Network(ascend.model_copy(update={"link_latency_us": 0.0, "topology": "switch"}), constants())
+    for collective in ("gather", "all_to_all"):
+        pair, node = (
+            getattr(mesh, collective)(1e9, Group(n, 1)) / getattr(switch, collective)(1e9, Group(n, 1)) for n in (2, 8)
+        )
+        assert pair == pytest.approx(7) and node == pytest.approx(1)
+    assert mesh.send(1e9, 1) / switch.send(1e9, 1) == pytest.approx(7)
+    assert mesh.gather(1e9, Group(4, 8)) == switch.gather(1e9, Group(4, 8))  # one rank of each node
+
+
+def test_an_adapter_computes_no_gradients_of_frozen_weights():
+    job = make_job(micro_batch=2, sequences=2)
+    whole, adapter = (step_time(one, constants()) for one in (job, replace(job, adapter=True)))
+    assert adapter.matmul / whole.matmul == pytest.approx(2 / 3, rel=0.02)
+    assert adapter.attention == whole.attention and adapter.optimizer == 0
+
+
+def test_attention_without_hoppers_instructions_is_slower_on_hopper_only():
+    def ratio(accelerator):
+        job = make_job(accelerator=accelerator)
+        older = replace(job, software=replace(job.software, older_attention=True))
+        return step_time(older, constants()).attention / step_time(job, constants()).attention
+
+    assert ratio("a100-80gb") == pytest.approx(1) and ratio("h100") > 1.5
+
+
+def test_parts_of_a_message_between_stages_are_sent_by_all_tensor_ranks():
+    job = make_job(family="megatron-2021", tp=8, pp=4, dp=8)
+    whole = replace(job, software=replace(job.software, sends_parts=False))
+    assert step_time(whole, constants()).pipeline > 5 * step_time(job, constants()).pipeline
 
 
 @settings(deadline=None, max_examples=40)

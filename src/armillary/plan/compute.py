@@ -128,7 +128,9 @@ class Roofline:
         products = self.product(T, h, (2 if gated else 1) * f) + self.product(T, f, h)
         memory = self._c.elementwise * T * (10 * h / self._shared() + (6 if gated else 4) * f) * self._unfused()
         memory += T * self._cast(2 * h + (3 if gated else 2) * f)
-        return LayerTime(Pass(products, 0.0, self.moved(memory)), Pass(self._back * products, 0.0, self.moved(2 * memory)))
+        return LayerTime(
+            Pass(products, 0.0, self.moved(memory)), Pass(self._back * products, 0.0, self.moved(2 * memory))
+        )
 
     def mixture(self) -> LayerTime:
         """Router, permutation, experts and shared expert of one layer; each rank's experts take an equal share."""
@@ -153,7 +155,9 @@ class Roofline:
         )
         memory += rows * self._cast(2 * h + 3 * wide)
         memory *= self._job.software.expert_traffic
-        return LayerTime(Pass(products, 0.0, self.moved(memory)), Pass(self._back * products, 0.0, self.moved(2 * memory)))
+        return LayerTime(
+            Pass(products, 0.0, self.moved(memory)), Pass(self._back * products, 0.0, self.moved(2 * memory))
+        )
 
     def embedding(self) -> LayerTime:
         """The look-up of the embedding, and the sum of its gradients."""

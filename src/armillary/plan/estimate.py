@@ -16,7 +16,8 @@ from armillary.plan.uncertainty import kind_of
 
 COLUMNS = (
     "pred_step_time_s", "pred_tflops_per_accel", "pred_hfu_tflops_per_accel", "pred_mfu", "pred_tokens_per_s_per_accel",
-    "pred_low", "pred_high", "pred_peak_mem_gb", "pred_fits", "pred_reason", "pred_assumed",
+    "pred_low", "pred_high", "pred_peak_mem_gb", "pred_mem_low", "pred_mem_high", "pred_fits", "pred_reason",
+    "pred_assumed",
 )  # fmt: skip
 
 
@@ -30,6 +31,7 @@ def estimate_row(row: Row) -> dict[str, Any]:
     low, high = base.interval(kind_of(row.job, row.assumed)).around(values["tokens_per_s_per_accel"])
     numbers = {f"pred_{name}": value for name, value in values.items()}
     numbers |= {"pred_low": low, "pred_high": high, "pred_peak_mem_gb": memory}
+    numbers["pred_mem_low"], numbers["pred_mem_high"] = base.interval("memory").around(memory)
     return {
         **{name: f"{value:.6g}" for name, value in numbers.items()},
         "pred_fits": str(memory <= row.job.accelerator.memory_gb).lower(),

@@ -73,6 +73,8 @@ class Software:
     sequence_parallel: bool = True
     gradient_bytes: int = 4
     weight_bytes: int = 2
+    interleaves: bool = False
+    sends_parts: bool = False
     tp_overlap: float = 0.0
     dp_overlap: float = 0.8
     ep_overlap: float = 0.0
@@ -86,6 +88,7 @@ class Software:
     rotary_copies: int = 1
     gate_copies: int = 0
     stage_buffers: float = 0.0
+    receive_buffers: bool = False
     fragmentation: float = 0.05
     context_gb: float = 1.5
     host_layer_us: float = 300.0

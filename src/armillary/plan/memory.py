@@ -140,8 +140,8 @@ def _attention_numbers(job: Job) -> float:
 def peak_memory(job: Job, constants: Constants) -> Memory:
     """The memory of the rank with the largest need."""
     stages = job.stages
-    # The first rank has most micro-batches in flight, the last one the logits, another one perhaps more layers.
-    places = {0, len(stages) - 1, max(range(len(stages)), key=lambda i: stages[i]),
+    # The first ranks have most micro-batches in flight, the last one the logits, another one perhaps more layers.
+    places = {0, min(1, len(stages) - 1), len(stages) - 1, max(range(len(stages)), key=lambda i: stages[i]),
               max(range(len(stages)), key=lambda i: stages[i][1])}  # fmt: skip
     weights, activations = rank_weights(job), layer_activations(job)
     return max(
@@ -179,6 +179,12 @@ def _rank_memory(
             saved_bytes += software.stage_buffers * (flight + count + 1) * boundary
     else:
         saved_bytes = flight * (some * mixed + (count - some) * dense)
+    if software.receive_buffers and p.pp > 1:
+        # PyTorch's schedules allocate every micro-batch's input from the stage before and gradient from the one after.
+        last = rank == len(job.stages) - 1
+        messages = p.stages * 2 - (rank == 0) - last
+        inputs = flight * (p.stages - (rank == 0) / p.stages)  # these are among the kept activations
+        saved_bytes += max(0.0, job.microbatches * messages - inputs) * boundary
     gathered = 0.0
     if first == 2 and p.pp > 1:
         # The trainer's pipeline gathers parameters once a step, and sums whole gradients over its micro-batches.

@@ -4,6 +4,9 @@ Ranks are numbered as Megatron and our mesh number them: neighbours differ in tp
 inner part), then in pp. A group of ``size`` ranks with distance ``stride`` has ``inside`` of them in one node. A ring
 crosses the border of a node once, so each of the ``inside`` members' network links carries a share (Thakur et al. 2005
 for the volumes; NCCL's rings use all links).
+
+In a node whose accelerators are joined in pairs (``topology`` mesh: Ascend 910B, MI300X), a rank has one link to each
+other one. A group of some of the node's ranks uses only the links between them.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ class Network:
 
     def __init__(self, accelerator: Accelerator, constants: Constants, number_bytes: int = 2) -> None:
         """Volumes are given for numbers of 16 bits; those of ``number_bytes`` take their share more."""
-        self._node = accelerator.node
+        self._node, self._mesh = accelerator.node, accelerator.topology == "mesh" and accelerator.node > 1
         self._link = accelerator.link_gb_s * 1e9 * constants.link * 2 / number_bytes
         self._network = accelerator.network_gb_s * 1e9 * constants.network * 2 / number_bytes
         self._link_s = accelerator.link_latency_us * 1e-6
@@ -43,9 +46,9 @@ class Network:
             return 0.0
         inside = group.inside(self._node)
         if inside == group.size:
-            rate, latency = self._link, self._link_s * min(group.size - 1, 16)
+            rate, latency = self._links(inside), self._link_s * min(group.size - 1, 16)
         else:
-            rate = min(self._link, self._network * inside)
+            rate = min(self._links(inside), self._network * inside)
             # rings inside the node, trees between nodes
             latency = self._link_s * (inside - 1) + self._network_s * (group.size // inside).bit_length()
         return nbytes * (group.size - 1) / group.size / rate + latency
@@ -62,10 +65,16 @@ class Network:
         outside = nbytes * (group.size - inside) / group.size
         within = nbytes * (inside - 1) / group.size
         latency = (self._link_s if inside == group.size else self._network_s) * 2
-        return max(outside / self._network, within / self._link) + latency
+        return max(outside / self._network, within / self._links(inside)) + latency
 
     def send(self, nbytes: float, stride: int) -> float:
         """Point-to-point transfer to the rank ``stride`` away."""
         if stride < self._node:
-            return nbytes / self._link + self._link_s
+            return nbytes / self._links(2) + self._link_s
         return nbytes / self._network + self._network_s
+
+    def _links(self, members: int) -> float:
+        """Bytes per second of one rank over the links to the others of ``members`` ranks of its node."""
+        if not self._mesh or members == 1:
+            return self._link
+        return self._link * (members - 1) / (self._node - 1)

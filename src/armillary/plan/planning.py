@@ -180,6 +180,9 @@ def write_run_file(plan: Plan, out: Path) -> LargeRun:
         large = LargeRun(name="planned", corpus="corpus", run=run, layout=layout)
     document = large.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
     document = {"format": 1, **document, "run": {"format": 1, **document["run"]}}
+    for block in ("attention", "feed_forward"):  # a block's kind is a default of its own class
+        if (chosen := getattr(large.run.model, block)) is not None:
+            document["run"]["model"][block]["kind"] = chosen.kind
     document["run"].pop("corpus", None) if not large.run.corpus else None
     write_file(out, (head + yaml.safe_dump(document, sort_keys=False, allow_unicode=True)).encode())
     written = load_training(out)

@@ -293,6 +293,8 @@ def _job(fields: dict[str, str], line: int, assumed: list[str]) -> Job:
             + nearest_divisors(ranks, tp * pp * cp)
         )
     dp = ranks // (tp * pp * cp)
+    if "sequence parallel" in notes and "without sequence parallel" not in notes:
+        family = replace(family, sequence_parallel=True)
     zero = family.zero
     if "shard_grad_op" in notes:
         zero = 2
@@ -315,10 +317,10 @@ def _job(fields: dict[str, str], line: int, assumed: list[str]) -> Job:
         adapter="lora" in notes, offload="offload" in notes, accelerator_name=name,
         extras=extras,
     )  # fmt: skip
-    if sizes["vpp"] is None and sizes["micro_batch"] is None and pp > 1 and family.flash:
-        assumed.append("vpp")  # tables that leave both out are of interleaved schedules
-        per_rank = shape.n_layers // pp
-        stages = max((v for v in range(1, 7) if per_rank % v == 0), default=1)
+    if sizes["vpp"] is None and pp > 1 and family.interleaves:
+        assumed.append("vpp")  # tables of programs that interleave often leave the number out
+        per_rank = math.ceil(shape.n_layers / pp)
+        stages = max((v for v in range(1, 7) if per_rank % v == 0 and pp * v <= shape.n_layers), default=1)
         job = job.with_parallelism(replace(job.parallelism, stages=stages))
     if sizes["tp"] is None and sizes["pp"] is None and ranks > 1:
         assumed.append("layout")

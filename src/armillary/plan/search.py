@@ -43,10 +43,12 @@ class Candidate:
         return self.step.total * self.job.parallelism.ranks / self.job.tokens
 
     def to_json(self, constants: Constants) -> dict[str, Any]:
-        """As plain data."""
+        """As plain data; the kinds of memory are those at the peak and sum to ``total``."""
         p, tokens = self.job.parallelism, self.job.tokens / self.step.total / self.job.parallelism.ranks
         low, high = constants.interval(kind_of(self.job, ())).around(tokens)
         flops = self.job.model.train_flops_per_token(self.job.length)
+        memory = {**vars(self.memory), "gradients": self.memory.gradients - self.memory.apart}
+        del memory["apart"]
         return {
             "layout": {**vars(p), "ranks": p.ranks, "microbatches": self.job.microbatches},
             "step_time_s": self.step.total,
@@ -55,7 +57,7 @@ class Candidate:
             "tokens_per_s_per_accelerator": tokens,
             "mfu": tokens * flops / self.job.accelerator.flops(self.job.precision),
             "parts_s": self.step.parts(),
-            "memory_gb": {**vars(self.memory), "total": self.memory.total, "upper_end": self.memory_high},
+            "memory_gb": {**memory, "total": self.memory.total, "upper_end": self.memory_high},
         }
 
 

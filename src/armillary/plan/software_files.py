@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from armillary.plan.job import Software
 
-DEFAULT = "megatron-core"
+DEFAULT = "megatron"
 
 
 @cache
@@ -27,7 +27,7 @@ def software(name: str) -> Software:
 
 
 def software_of(source: str, note: str) -> Software:
-    """The family named in a source or a note; by default Megatron's."""
+    """The family named in a source or a note; by default Megatron's as others run it."""
     text = f"{source} {note}".lower()
     for family, words, within in _read().values():
         if any(word in text for word in words) and (not within or any(word in text for word in within)):

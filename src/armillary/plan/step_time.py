@@ -96,7 +96,9 @@ def step_time(job: Job, constants: Constants, factor: float = 1.0, memo: Memo | 
 
     pipeline = 0.0
     if p.pp > 1:
-        nbytes = 2 * p.micro_batch * job.length / p.cp * shape.d_model / (p.tp if software.sequence_parallel else 1)
+        # each tensor rank sends its part (Narayanan et al. 2021, section 4.1)
+        senders = p.tp if software.sequence_parallel or software.sends_parts else 1
+        nbytes = 2 * p.micro_batch * job.length / p.cp * shape.d_model / senders
         hop = network.send(nbytes, p.tp * p.cp * p.dp)
         pipeline = 2 * hop * (m * p.stages * constants.pipeline_exposed + p.pp - 1)
     heaviest = max(rank_weights(job), key=sum)
