@@ -74,6 +74,8 @@ def ours(setting: Setting, corpus: Corpus, layout: dict[str, int], folder: Path)
         raise ArmillaryError(f"the run of the benchmark failed: {ended.stderr.strip()[-1000:]}")
     (events_file,) = (folder / "out").rglob("events.jsonl")
     first, *portions = [e for e in read_events(events_file) if e.kind == "progress"]
+    if not portions:
+        raise ArmillaryError(f"the run of {spec.steps} steps reported progress only once; give more --steps")
     seconds = sum(e.duration_s or 0.0 for e in portions)
     result = read_result(events_file.parent)
     assert result is not None
