@@ -1,8 +1,12 @@
-"""Steps of a model in PyTorch: on accelerators, and on a CPU without a compiler.
+"""Decoding steps of a model in PyTorch: on accelerators, and on a CPU without a compiler.
 
-An accelerator's matrix library chooses the order of its sums by operand sizes. Therefore all sizes are fixed here. Each
-step has the same number of rows, padded with idle ones. Attention reads the keys in pages of one size. Every expert
-computes every row. A page outside a row's view changes its sums by exactly zero.
+A row is one token of one sequence. The logits of a row must not depend on the other rows of the step, so that an answer
+is the same alone and in a batch. But a matrix library chooses the order of its sums by the sizes of its operands.
+Therefore all sizes are fixed:
+
+- Each step has the same number of rows, padded with idle ones.
+- Attention reads keys and values in pages of one size. A page that a row must not see changes its sums by exactly zero.
+- Every expert computes every row.
 
 Trade-offs: a step of one row costs as much as a full step. On an accelerator the difference is small, since reading the
 weights takes most of the time. Experts are computed even for tokens that are not routed to them.
@@ -24,9 +28,10 @@ from armillary.generate.decoder import CacheMemory, Rows, available_memory
 from armillary.model import LatentAttention, Layer, MixtureOfExperts, Places, Transformer, prepare, rotary_tables
 from armillary.recipe import ArmillaryError
 
-PAGE = 128  # positions of a page
+PAGE = 128  # positions per page
 _ROWS_CPU, _ROWS_ACCELERATOR = 16, 128
-_UNSEEN, _IDLE = 0, 1  # pages: one that is never written, and one for the keys of idle rows
+# Reserved pages: page 0 is never written and fills up the lists of pages, page 1 takes the keys of idle rows.
+_UNSEEN, _IDLE = 0, 1
 
 
 class PagedCache:
@@ -46,7 +51,10 @@ class PagedCache:
 
 
 class _Pool:
-    """Keys and values [layers, 2, pages, PAGE, heads, head_dim]; grows when all pages are in use."""
+    """Keys and values of all sequences [layers, 2, pages, PAGE, heads, head_dim].
+
+    The pool starts with the two reserved pages and grows, by half or more, when too few pages are free.
+    """
 
     def __init__(self, layers: int, heads: int, dim: int, device: torch.device) -> None:
         self.memory = torch.zeros(layers, 2, 2, PAGE, heads, dim, device=device)
@@ -54,24 +62,21 @@ class _Pool:
         self.page_bytes = 4 * layers * 2 * PAGE * heads * dim
 
     def take(self, count: int) -> list[int]:
-        """The numbers of new pages, filled with zeros."""
+        """Take ``count`` free pages, fill them with zeros and return their numbers."""
         missing = count - len(self.free)
         if missing > 0:
             old = self.memory.shape[2]
-            more = max(missing, old // 2)
-            self.memory = torch.cat([self.memory, self.memory.new_zeros(_with(self.memory.shape, more))], dim=2)
-            self.free += range(old, old + more)
+            added = max(missing, old // 2)
+            layers, two, _, *page = self.memory.shape
+            self.memory = torch.cat([self.memory, self.memory.new_zeros(layers, two, added, *page)], dim=2)
+            self.free += range(old, old + added)
         pages = [self.free.pop() for _ in range(count)]
-        self.memory[:, :, pages] = 0  # an earlier sequence may have left NaN
+        self.memory[:, :, pages] = 0  # NaN of an earlier sequence would survive the mask, since 0 * NaN is NaN
         return pages
 
 
-def _with(size: torch.Size, pages: int) -> tuple[int, ...]:
-    return (*size[:2], pages, *size[3:])
-
-
 class EagerDecoder:
-    """The steps in PyTorch, in fp32, on the model's device."""
+    """Computes decoding steps in PyTorch, in fp32, on the model's device."""
 
     def __init__(self, model: Transformer) -> None:
         self.shape, self._model = model.shape, model
@@ -84,11 +89,15 @@ class EagerDecoder:
         self._cos = self._sin = torch.empty(0)
 
     def cache_bytes(self, capacity: int) -> int:
-        """The size of the pages for ``capacity`` tokens."""
+        """Bytes of the pages for ``capacity`` tokens."""
         return -(-capacity // PAGE) * self._pool.page_bytes
 
     def new_cache(self, capacity: int) -> PagedCache:
-        """Pages for a sequence."""
+        """Pages for a sequence of up to ``capacity`` tokens.
+
+        Raises:
+            ArmillaryError: the device has too little memory.
+        """
         try:
             return PagedCache(self._pool, capacity)
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
@@ -98,14 +107,21 @@ class EagerDecoder:
             ) from error
 
     def free_memory(self) -> int | None:
-        """The free memory of the device or host, minus a reserve for the pool's growth."""
+        """Bytes that caches may use: half of an accelerator's free memory, on a CPU all available memory.
+
+        The other half of an accelerator is for the growth of the pool, which copies its pages.
+        """
         if self._device.type == "cpu":
             return available_memory()
         return int(torch.accelerator.get_memory_info(self._device)[0]) // 2
 
     @torch.no_grad()
     def step(self, rows: Rows, caches: Sequence[CacheMemory]) -> NDArray[np.float32]:
-        """Logits of the wanted rows."""
+        """Compute one step and return the logits of the wanted rows [wanted, vocab_size].
+
+        Raises:
+            ArmillaryError: the device has too little memory.
+        """
         count, idle = len(rows.tokens), self.max_rows - len(rows.tokens)
         longest = int(rows.positions.max()) + 1
         self._tables(longest)
@@ -125,7 +141,7 @@ class EagerDecoder:
         return logits[self._on_device(rows.wanted)].cpu().numpy()
 
     def _layers(self, tokens: Tensor, places: Places, attend: _Attend) -> Tensor:
-        """The normalised last hidden state [1, rows, d_model]."""
+        """The hidden state after the last layer and its norm [1, rows, d_model]."""
         model = self._model
         assert model.embedding is not None and model.norm is not None, "a part of a model does not generate"
         x = model.embedding(tokens).float()
@@ -154,7 +170,11 @@ class EagerDecoder:
 class _Attend:
     """The ``core`` of an attention layer: writes the keys and values of each row, and attends to its pages.
 
-    ``pages`` [rows, n] are the pages of each row's sequence up to its own; ``own`` [rows] is the page written to.
+    ``pages`` [rows, n] are the pages of each row's sequence up to the row's own; ``own`` [rows] is the page that the
+    row writes to.
+
+    The softmax is computed page by page (online softmax: Milakov and Gimelshein 2018, arXiv 1805.02867). When a page
+    raises the maximum of the scores, the sums so far are rescaled.
     """
 
     def __init__(self, memory: Tensor, pages: Tensor, own: Tensor, positions: Tensor) -> None:
@@ -164,24 +184,24 @@ class _Attend:
         """Maps [1, rows, heads * head_dim] to the same shape."""
         q, k, v = (x[0] for x in prepare(q, k, v, places, gains, eps))
         keys, values = self._memory[self.layer]
-        at = self._positions % PAGE
-        keys[self._own, at], values[self._own, at] = k, v
+        offset = self._positions % PAGE
+        keys[self._own, offset], values[self._own, offset] = k, v
         rows, heads, dim = q.shape
         groups = (q / dim**0.5).view(rows, k.shape[1], -1, dim)
-        most = q.new_full((*groups.shape[:-1], 1), float("-inf"))
-        total, mixed = torch.zeros_like(most), torch.zeros_like(groups)
+        running_max = q.new_full((*groups.shape[:-1], 1), float("-inf"))
+        denominator, weighted_values = torch.zeros_like(running_max), torch.zeros_like(groups)
         for number in range(self._pages.shape[1]):
             page = self._pages[:, number]
             scores = groups @ keys[page].permute(0, 2, 3, 1)
-            place = number * PAGE + torch.arange(PAGE, device=q.device)
-            unseen = place > self._positions[:, None]
+            position = number * PAGE + torch.arange(PAGE, device=q.device)
+            unseen = position > self._positions[:, None]
             scores = scores.masked_fill(unseen[:, None, None], float("-inf"))
-            larger = torch.maximum(most, scores.amax(-1, keepdim=True))
-            kept, weights = (most - larger).exp(), (scores - larger).exp()
-            total = total * kept + weights.sum(-1, keepdim=True)
-            mixed = mixed * kept + weights @ values[page].transpose(1, 2)
-            most = larger
-        return (mixed / total).reshape(1, rows, heads * dim)
+            new_max = torch.maximum(running_max, scores.amax(-1, keepdim=True))
+            rescale, weights = (running_max - new_max).exp(), (scores - new_max).exp()
+            denominator = denominator * rescale + weights.sum(-1, keepdim=True)
+            weighted_values = weighted_values * rescale + weights @ values[page].transpose(1, 2)
+            running_max = new_max
+        return (weighted_values / denominator).reshape(1, rows, heads * dim)
 
 
 def _mixture(block: MixtureOfExperts, x: Tensor) -> Tensor:
@@ -190,13 +210,13 @@ def _mixture(block: MixtureOfExperts, x: Tensor) -> Tensor:
     logits = F.linear(x.float(), block.router.weight.float())
     scores = logits.softmax(-1) if spec.scores == "softmax" else logits.sigmoid()
     chosen = (scores + block.bias if spec.balance == "bias" else scores).topk(spec.active, dim=-1).indices
-    taken = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, True)
-    shares = scores.masked_fill(~taken, 0)
+    routed = torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, True)
+    shares = scores.masked_fill(~routed, 0)
     if spec.normalise:
         shares = shares / shares.sum(-1, keepdim=True)
     mixed = torch.zeros_like(x)
     matrices = (experts.get_parameter(name).unbind(0) for name in ("gate", "up", "down"))
-    columns = (shares * spec.scale).unbind(-1), taken.unbind(-1)
+    columns = (shares * spec.scale).unbind(-1), routed.unbind(-1)
     for gate, up, down, share, mask in zip(*matrices, *columns, strict=True):
         hidden = F.silu(F.linear(x, gate)) * F.linear(x, up)
         mixed = mixed + (F.linear(hidden, down) * share[..., None]).masked_fill(~mask[..., None], 0)

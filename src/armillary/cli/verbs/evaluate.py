@@ -1,4 +1,7 @@
-"""The verbs of examinations. ``evaluate MODEL …`` is short for ``evaluate run MODEL …``."""
+"""The commands ``evaluate …``, which run, rescore and compare evaluations (examinations, in the code).
+
+``evaluate MODEL …`` is short for ``evaluate run MODEL …``.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +30,17 @@ SHOWN_FLIPS = 20
 
 
 class RunByDefault(TyperGroup):
-    """Treats a first word that is not a verb as the model to examine."""
+    """Treats a first word that is not a command as the model to evaluate."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Insert the verb ``run`` before a model."""
+        """Insert the command ``run`` before a model."""
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = ["run", *args]
         return super().parse_args(ctx, args)
 
 
 evaluate_app = typer.Typer(
-    help="Examine models: armillary evaluate MODEL --tasks gsm8k,cmmlu", no_args_is_help=True, cls=RunByDefault
+    help="Evaluate models: armillary evaluate MODEL --tasks gsm8k,cmmlu", no_args_is_help=True, cls=RunByDefault
 )
 app.add_typer(evaluate_app, name="evaluate")
 evaluate_app.command("contest")(contest)
@@ -57,39 +60,48 @@ def run(
             show_default=False,
         ),
     ],
-    data: Annotated[Path, typer.Option(help="The folder of the tasks' files.", envvar=EVALUATION, show_default=False)],
+    data: Annotated[
+        Path, typer.Option(help="Folder with the data files of the tasks.", envvar=EVALUATION, show_default=False)
+    ],
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Items of each subset (default: all).", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Evaluate at most this many items per subset (default: all).", show_default=False),
     ] = None,
-    shots: Annotated[int | None, typer.Option(min=0, help="Examples in the prompt.", show_default=False)] = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Number of solved examples in the prompt (default: that of the task).", show_default=False
+        ),
+    ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer in tokens.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Longest answer in tokens (default: that of the task).", show_default=False),
     ] = None,
     variants: Annotated[
-        int, typer.Option(min=1, help="Number of prompt formats; the interval includes their spread.")
+        int, typer.Option(min=1, help="Number of prompt formats to try; the interval includes the spread between them.")
     ] = 1,
-    chat: Annotated[bool, typer.Option("--chat", help="Prompt with the model's chat template.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Format the prompts with the model's chat template.")] = False,
     trained_on: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Training text to search for the items: a corpus, a file or a folder; repeatable.",
+            help="Training text to check for contamination with the items: a corpus, a file or a folder; repeatable.",
             show_default=False,
         ),
     ] = None,
-    folder: Annotated[
+    out_folder: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder of the results (default: exam-MODEL).", show_default=False),
     ] = None,
     store: Annotated[
         Path | None,
-        typer.Option(help="Folder of a store that also records the results.", show_default=False),
+        typer.Option(help="Also record the results in the store in this folder.", show_default=False),
     ] = None,
     database: DatabaseOption = None,
     *,
     engine: Engine,
     as_json: JsonOption = False,
 ) -> None:
-    """Examine a model on standard tasks; resumes after an interruption.
+    """Evaluate a model on standard tasks; the same command resumes after an interruption.
 
     Example: armillary evaluate ./model --tasks gsm8k,cmmlu --data evaluation --limit 100
     """
@@ -109,7 +121,7 @@ def run(
         note=reporter.say,
         progress=lambda done, total: reporter("examine", done, total, f"{done} of {counted(total, 'answer')}"),
     )
-    place = folder or default_folder(model)
+    results_folder = out_folder or default_folder(model)
     if store is not None:
         from armillary.study.examined import open_store, record_examination
 
@@ -119,7 +131,7 @@ def run(
             lambda: open_backend(model, engine.options, engine.name),
             [task for name in tasks.split(",") if (task := name.strip())],
             data,
-            place,
+            results_folder,
             options,
         )
     finally:
@@ -127,7 +139,7 @@ def run(
     recorded = None
     if store is not None:
         opened = open_store(store, database)
-        recorded = record_examination(opened, place)["examination"]
+        recorded = record_examination(opened, results_folder)["examination"]
         opened.close()
     if as_json:
         return show_json(examination.to_json() | ({} if recorded is None else {"examination": recorded}))
@@ -136,15 +148,15 @@ def run(
         out.print(f"examination {recorded} in {escape(str(store))}", highlight=False)
     if trained_on:
         show_clean(examination)
-    out.print(f"items and raw outputs: {escape(str(place))}", highlight=False)
+    out.print(f"items and raw outputs: {escape(str(results_folder))}", highlight=False)
 
 
 @evaluate_app.command("audit")
 def audit(
-    folder: Annotated[Path, typer.Argument(help="Folder of an examination.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Results folder of an evaluation.", show_default=False)],
     as_json: JsonOption = False,
 ) -> None:
-    """List the items for which two independent extractors read different answers from the output.
+    """List the items from whose output two independent extractors read different answers.
 
     Example: armillary evaluate audit exam-model
     """
@@ -164,16 +176,17 @@ def audit(
 
 @evaluate_app.command("rescore")
 def rescore(
-    folder: Annotated[Path, typer.Argument(help="Folder of an examination.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Results folder of an evaluation.", show_default=False)],
     extractor: Annotated[
         str, typer.Option(help="'audit' for the second extractor of each task, or a regular expression.")
     ] = "audit",
-    place: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the new results (default: none).", show_default=False)
+    out_folder: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Folder of the new results (default: not written).", show_default=False),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Apply another extractor to the kept outputs of an examination, without running the model.
+    """Read the answers from the stored outputs with another extractor, without running the model.
 
     Example: armillary evaluate rescore exam-model --extractor 'answer is (-?[0-9]+)'
     """
@@ -182,8 +195,8 @@ def rescore(
     from armillary.evaluate.tasks import write_rescored
 
     examination = rescored(read_examination(folder), extractor)
-    if place is not None:
-        write_rescored(place, examination)
+    if out_folder is not None:
+        write_rescored(out_folder, examination)
     if as_json:
         return show_json(examination.to_json())
     show_results(f"{folder} with the extractor {extractor}", examination)
@@ -193,23 +206,27 @@ def rescore(
 def compare(
     first: Annotated[
         str,
-        typer.Argument(help="Folder of an examination, or several, comma-separated: one per seed.", show_default=False),
+        typer.Argument(help="Folder of an evaluation, or several, comma-separated: one per seed.", show_default=False),
     ],
-    second: Annotated[str, typer.Argument(help="Folder of another examination, or several.", show_default=False)],
+    second: Annotated[
+        str, typer.Argument(help="Folder of another evaluation, or several, comma-separated.", show_default=False)
+    ],
     margin: Annotated[
         float | None,
         typer.Option(
-            callback=probability, help="Largest difference that does not matter, such as 0.01.", show_default=False
+            callback=probability,
+            help="Equivalence margin: the largest difference that does not matter, such as 0.01.",
+            show_default=False,
         ),
     ] = None,
     any_settings: Annotated[
-        bool, typer.Option("--any-settings", help="Compare although prompts, examples or extractors differ.")
+        bool, typer.Option("--any-settings", help="Compare even if prompts, examples or extractors differ.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two examinations item by item: difference, interval, p-value, and the items that flipped.
+    """Compare two evaluations item by item: difference, interval, p-value, and the items that flipped.
 
-    With several examinations on a side (models that differ only in their seed), the interval covers seeds and items.
+    With several evaluations on a side (models that differ only in their seed), the interval covers seeds and items.
 
     Example: armillary evaluate compare exam-base exam-tuned --margin 0.01
     """

@@ -41,7 +41,7 @@ from armillary.launch.clusters.profiles import ClusterProfile, Count, Line, Vari
 from armillary.recipe import ArmillaryError, UsageError
 
 FILE = "job.sbatch"
-# The variables of the submitting shell that a job gets, by name, besides those of the profile.
+# Names of variables of the submitting shell that every job gets, besides those that the profile names.
 _INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
 _STATES = {
     **dict.fromkeys(("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"), "pending"),
@@ -52,12 +52,22 @@ _GONE_S = 120.0
 
 
 class SlurmProfile(ClusterProfile):
-    """A profile of Slurm: ``clusters/slurm.yaml``.
+    """The profile of a Slurm cluster: ``clusters/slurm.yaml``.
 
-    ``time`` is the limit in Slurm's notation, such as ``1-12:00:00``. ``environment`` are names of variables of the
-    submitting shell that the job gets. ``setup`` are lines of the shell before the work, such as ``module load cuda``.
-    ``image`` and ``volumes`` (path outside: path inside) are for containers with pyxis. ``options`` are further options
-    of sbatch. With ``min_nodes`` a run on several nodes continues without a lost node, on fewer data replicas.
+    Attributes:
+        partition: the partition of the jobs; that of the cluster's settings if not given. ``account``, ``qos`` and
+            ``constraint`` are the options of sbatch with these names.
+        time: the time limit in Slurm's notation, such as ``1-12:00:00`` for a day and a half.
+        gpus_per_node: accelerators of a job on each node.
+        cpus_per_node: CPU cores of a job on each node.
+        memory_gib: memory of a job on each node.
+        exclude: nodes that no job uses.
+        environment: names of variables of the submitting shell that the job gets too.
+        setup: shell commands before the work, such as ``module load cuda``.
+        image: a container image, which needs pyxis on the cluster.
+        volumes: folders in the container (path outside: path inside).
+        options: further options of sbatch, such as ``--mail-type=END``.
+        min_nodes: a run on several nodes continues without a lost node, on fewer data replicas, down to this number.
     """
 
     partition: Word | None = None
@@ -83,9 +93,13 @@ class Slurm(Cluster):
     profile: SlurmProfile
 
     def job_file(self, task: Task, excluded: Sequence[str]) -> JobFile:
-        """The sbatch script."""
-        profile, several = self.profile, task.nodes > 1
-        if several and task.ranks is None:
+        """The sbatch script of a task.
+
+        Raises:
+            UsageError: a recipe on several nodes, a wrong ``min_nodes``, or a path that Slurm cannot take.
+        """
+        profile, multi_node = self.profile, task.nodes > 1
+        if multi_node and task.ranks is None:
             raise UsageError(
                 f"--nodes {task.nodes}: a recipe runs on one node of Slurm; for more, start Ray on the nodes and give "
                 "`armillary run --on ray`"
@@ -93,7 +107,7 @@ class Slurm(Cluster):
         check_min_nodes(profile.min_nodes, task)
         if "\\" in str(task.place):
             raise UsageError(f"{task.place}: Slurm takes no log file whose path has a backslash; use another --out")
-        survives = several and profile.min_nodes is not None and profile.min_nodes < task.nodes
+        elastic = multi_node and profile.min_nodes is not None and profile.min_nodes < task.nodes
         names = dict.fromkeys([*_INHERITED, "ARMILLARY_DATABASE", *profile.environment])
         options = {
             "job-name": task.name,
@@ -113,19 +127,19 @@ class Slurm(Cluster):
             "dependency": "singleton",
             "export": ",".join(names),
         }
-        flags = ["--requeue", *(["--no-kill"] if survives else []), *profile.options]
-        command = work(task, profile, profile.min_nodes if survives else None)
+        flags = ["--requeue", *(["--no-kill"] if elastic else []), *profile.options]
+        command = work(task, profile, profile.min_nodes if elastic else None)
         container = []
         if profile.image is not None:
             container.append(f"--container-image={profile.image}")
         if profile.volumes:
             mounts = ",".join(f"{outside}:{inside}" for outside, inside in profile.volumes.items())
             container.append(f"--container-mounts={mounts}")
-        if several or container:
-            lasting = ["--no-kill", "--kill-on-bad-exit=0"] if survives else ["--kill-on-bad-exit=1"]
+        if multi_node or container:
+            srun_flags = ["--no-kill", "--kill-on-bad-exit=0"] if elastic else ["--kill-on-bad-exit=1"]
             step = ["srun", "--export=ALL", f"--nodes={task.nodes}", f"--ntasks={task.nodes}", "--ntasks-per-node=1"]
-            command = [*step, *lasting, *container, *member(task, profile, command)]
-        variables = {**(TORCHRUN_VARIABLES if several else {}), **profile.variables}
+            command = [*step, *srun_flags, *container, *member(task, profile, command)]
+        variables = {**(TORCHRUN_VARIABLES if multi_node else {}), **profile.variables}
         lines = [
             "#!/bin/bash",
             *(f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None),
@@ -138,11 +152,15 @@ class Slurm(Cluster):
         return JobFile(FILE, "\n".join(lines) + "\n", tuple(submission(task.place)))
 
     def submit(self, task: Task, job: JobFile) -> str:
-        """Submit the script with sbatch."""
+        """Submit the script with sbatch; returns the id of the job."""
         return submitted(job.command, task.place)
 
     def seen(self, tasks: Sequence[Task]) -> dict[str, Seen]:
-        """The jobs that squeue lists, also recently ended ones."""
+        """The state of each task by its name, from the jobs that squeue lists; recently ended jobs are listed too.
+
+        Raises:
+            UnreachableError: squeue failed, or its output cannot be parsed.
+        """
         command = ["squeue", "--me", "--states=all", "--noheader", "--format=%i|%j|%T|%r|%N|%D"]
         try:
             lines = call(command).splitlines()
@@ -155,7 +173,7 @@ class Slurm(Cluster):
         for line in lines:
             parts = line.strip().split("|")
             if len(parts) != 6:
-                raise UnreachableError(f"squeue printed a line that is not one of a job: {line[:80]!r}")
+                raise UnreachableError(f"cannot parse this line of squeue: {line[:80]!r}")
             native, name, word, reason, nodes, _ = parts
             if name not in names:
                 continue
@@ -163,7 +181,8 @@ class Slurm(Cluster):
             note = reason if state == "pending" and reason not in ("None", "") else ""
             new = Seen(state, native, word.lower(), (nodes,) if nodes else (), note)  # type: ignore[arg-type]
             old = found.get(name)
-            # If a job was submitted again under its name, the newer one counts, unless it waits for the older one.
+            # A job that was submitted again has the name of the old one. A live job counts before an ended one, and a
+            # running one before a pending one, which waits for the running one to end.
             if old is None or old.state == "ended" or (new.state == "running" and old.state == "pending"):
                 found[name] = new
         return found
@@ -175,14 +194,16 @@ class Slurm(Cluster):
 
 
 def submission(place: Path, excluded: Sequence[str] = ()) -> list[str]:
-    """The command that submits the script in the folder ``place``; '%' is doubled, since sbatch expands it."""
-    leave_out = [f"--exclude={','.join(excluded)}"] if excluded else []
+    """The command that submits the script in the folder ``place`` and excludes nodes; '%' in the path of the log is
+    doubled, since sbatch expands it.
+    """
+    exclude_flag = [f"--exclude={','.join(excluded)}"] if excluded else []
     log = str(place / LOG).replace("%", "%%")
-    return ["sbatch", "--parsable", f"--output={log}", *leave_out, str(place / FILE)]
+    return ["sbatch", "--parsable", f"--output={log}", *exclude_flag, str(place / FILE)]
 
 
 def submitted(command: Sequence[str], place: Path) -> str:
-    """Submit, and return Slurm's id.
+    """Run the command ``submission`` and return the id of the job.
 
     Raises:
         UnreachableError: Slurm printed no id, or ``send`` raised it.
@@ -226,7 +247,7 @@ class SlurmHost(Host):
         call(["scontrol", "requeue", native])
         end = time.monotonic() + _GONE_S
         while time.monotonic() < end and not (place / CANCEL).exists():
-            time.sleep(1)  # Slurm ends this process
+            time.sleep(1)  # until Slurm ends this process
         return True
 
 
