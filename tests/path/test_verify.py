@@ -94,7 +94,7 @@ def test_a_damaged_file_is_named_with_a_remedy_and_left_alone(folder, name, how)
 
 def test_what_is_nothing_of_ours_is_refused(tmp_path):
     (tmp_path / "text").mkdir()
-    with pytest.raises(UsageError, match="nothing that verify knows; give a folder of results"):
+    with pytest.raises(UsageError, match="verify does not recognise this folder; give a folder of results"):
         verify(tmp_path / "text")
     with pytest.raises(UsageError, match="no such file or folder"):
         verify(tmp_path / "nowhere")
@@ -118,7 +118,7 @@ def test_what_is_nothing_of_ours_is_refused(tmp_path):
 )
 def test_a_file_of_another_kind_is_refused_not_called_damaged(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UsageError, match="nothing that verify knows"):
+    with pytest.raises(UsageError, match="verify does not"):
         verify(tmp_path / name)
 
 

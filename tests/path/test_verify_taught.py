@@ -128,5 +128,5 @@ def test_a_merge_is_compared_with_its_record(out: Path, tiny_hf: Path, tmp_path:
 
 def test_a_folder_with_settings_of_another_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text('{"editor.fontSize": 14}')
-    with pytest.raises(UsageError, match="nothing that verify knows"):
+    with pytest.raises(UsageError, match="verify does not"):
         verify(tmp_path)

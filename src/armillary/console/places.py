@@ -33,12 +33,12 @@ from armillary.store import Chain, Key, ListedRun, Reader, RunFilter, StudyState
 
 T = TypeVar("T")
 
-_NOWHERE = Path("/dev/null")  # the folder of a store given by its database only: it is empty
-_DEEPEST = 3
-_LOOKS = 20_000  # maximum number of folders to scan
-_AGAIN_S = 5.0  # until folders are scanned again
-_PATIENCE = 10  # seconds until the next read, per second that the last read took
-_PASSED = {"store", "corpus", "checkpoints", "metrics", "node_modules", "__pycache__"}
+_NOWHERE = Path("/dev/null")  # stands for the folder of a store that is given by a database URL: it has no files
+_MAX_DEPTH = 3
+_MAX_FOLDERS = 20_000  # folders of one scan
+_RESCAN_S = 5.0  # until folders are scanned again
+_WAIT_FACTOR = 10  # wait at least this many times as long as the last read took before the next one
+_SKIPPED = {"store", "corpus", "checkpoints", "metrics", "node_modules", "__pycache__"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,10 @@ class Run:
 
 @dataclass
 class Check:
-    """The last check of a store's chain: the checked head, the time, the result, and the duration."""
+    """The last check of a store's journal: its head, when it began (``at``), how many seconds it ``took``, the result.
+
+    ``chain`` is the checked journal, or None with the reason under ``error``.
+    """
 
     head: tuple[int, str] = (-1, "")
     at: float = 0.0
@@ -92,7 +95,7 @@ class Check:
 
 @dataclass(frozen=True)
 class _Known:
-    """A value read from a store: the state of its files, the time, and the seconds that reading took."""
+    """A value read from a store, the ``state`` of its files at that time, the time, and how many seconds it took."""
 
     state: Any
     at: float
@@ -101,24 +104,27 @@ class _Known:
 
 
 class Place:
-    """One store or folder. ``workspace`` is scanned for examinations and publications."""
+    """One store, or one folder of runs without a store (``reader`` is then None).
+
+    The folder ``workspace`` is scanned for evaluations and published models, and without a store also for runs.
+    """
 
     def __init__(self, number: int, name: str, workspace: Path | None, reader: Reader | None) -> None:
         self.number, self.name, self.workspace, self.reader = number, name, workspace, reader
         self.check = Check()
         self._studies: _Known | None = None
-        self._found, self._looked = Found(), float("-inf")
+        self._found, self._scanned_at = Found(), float("-inf")
         self._listed: dict[str, tuple[Any, ListedRun]] = {}
 
     @property
     def found(self) -> Found:
-        """The contents of the workspace; scanned again after a few seconds."""
-        if self.workspace is not None and time.monotonic() - self._looked > _AGAIN_S:
-            self._found, self._looked = _look(self.workspace, self.reader is None), time.monotonic()
+        """The contents of the workspace, from a scan that is at most a few seconds old."""
+        if self.workspace is not None and time.monotonic() - self._scanned_at > _RESCAN_S:
+            self._found, self._scanned_at = _scan(self.workspace, self.reader is None), time.monotonic()
         return self._found
 
     def page(self, wanted: RunFilter, limit: int, before: Key | None) -> list[ListedRun]:
-        """At most ``limit`` runs, the newest first.
+        """At most ``limit`` matching runs, the newest first, that were added before the run with the key ``before``.
 
         Raises:
             ArmillaryError: the store cannot be read.
@@ -150,7 +156,7 @@ class Place:
         return {status: states.count(status) for status in dict.fromkeys(states)}
 
     def runs(self, keys: Sequence[str]) -> dict[str, Run]:
-        """The runs with these keys, as far as they exist.
+        """The runs with these keys, by key; unknown keys are left out.
 
         Raises:
             ArmillaryError: the store cannot be read.
@@ -174,7 +180,7 @@ class Place:
         return found
 
     def studies(self) -> list[StudyState]:
-        """The studies of the store; for a large store that changes all the time, they may be a few seconds old.
+        """The studies of the store; in a large store that is being written, they may be a few seconds old.
 
         Raises:
             ArmillaryError: the store cannot be read.
@@ -185,7 +191,7 @@ class Place:
         known = self._studies
         if known is not None and state is not None:
             age = begun - known.at
-            if age < _PATIENCE * known.took or (known.state == state and age < _AGAIN_S * _PATIENCE):
+            if age < _WAIT_FACTOR * known.took or (known.state == state and age < _RESCAN_S * _WAIT_FACTOR):
                 return known.value
         value = self.reader.studies()
         self._studies = _Known(state, time.monotonic(), time.monotonic() - begun, value)
@@ -203,13 +209,13 @@ class Place:
 
 
 class Watch:
-    """All places."""
+    """All watched places; a place's ``number`` is its position in ``places``."""
 
     def __init__(self, places: list[Place]) -> None:
         self.places = places
 
     def each(self, act: Callable[[Place], T], problems: list[str]) -> Iterator[tuple[Place, T]]:
-        """Call ``act`` on each place; a failure becomes a line of ``problems``."""
+        """Yield each place with the result of ``act``; a failure is added to ``problems`` and its place is skipped."""
         for place in self.places:
             try:
                 yield place, act(place)
@@ -219,12 +225,12 @@ class Watch:
                 problems.append(f"{error.filename or place.name}: {error.strerror or error}")
 
     def place(self, number: str) -> Place | None:
-        """The place with this number in a URL."""
+        """The place whose number has this text in a URL; None if there is none."""
         known = number.isascii() and number.isdigit() and len(number) < 5 and int(number) < len(self.places)
         return self.places[int(number)] if known else None
 
     def runs(self, keys: Sequence[str], problems: list[str]) -> list[Run]:
-        """The runs of keys in a URL, ``PLACE.RUN``, in their order, as far as they exist."""
+        """The runs of the keys ``PLACE.RUN`` of a URL, in their order; unknown keys are left out."""
         by_place: dict[Place, list[str]] = {}
         for key in keys:
             number, _, run = key.partition(".")
@@ -257,7 +263,7 @@ class Watch:
 
 
 def watch(given: Iterable[str]) -> Watch:
-    """The places of the arguments: a workspace, a store's folder or database (file or URL), or a folder of these.
+    """Open the places that ``given`` names: workspaces, folders or databases (file or URL) of stores, folders of these.
 
     Raises:
         UsageError: a place does not exist, or the database of a URL cannot be used.
@@ -295,10 +301,11 @@ def _of_folder(path: Path, first: int) -> list[Place]:
     return [*places, loose] if not places or loose.found.runs else places
 
 
-def _look(root: Path, with_runs: bool) -> Found:
+def _scan(root: Path, with_runs: bool) -> Found:
+    """Scan a folder, and the folders in it down to a depth of ``_MAX_DEPTH``, breadth first."""
     found, entered = Found(), 0
     waiting = [(root, 0)]
-    while waiting and entered < _LOOKS:
+    while waiting and entered < _MAX_FOLDERS:
         folder, depth = waiting.pop(0)
         entered += 1
         try:
@@ -312,13 +319,13 @@ def _look(root: Path, with_runs: bool) -> Found:
             found.publications[key] = folder
         if with_runs and (SPEC in names or EVENTS in names):
             found.runs[key] = folder
-        elif depth < _DEEPEST:
-            # links are not followed: they may point outside the folder, or form a loop
+        elif depth < _MAX_DEPTH:
+            # Links are not followed: they may point outside the folder, or form a loop.
             inside = [entry for entry in names.values() if entry.is_dir(follow_symlinks=False)]
             waiting += [
                 (Path(entry.path), depth + 1)
                 for entry in sorted(inside, key=lambda entry: entry.name)
-                if not entry.name.startswith(".") and (entry.name not in _PASSED)
+                if not entry.name.startswith(".") and (entry.name not in _SKIPPED)
             ]
     return found
 
@@ -328,7 +335,7 @@ def _mapping(content: Any) -> dict[str, Any] | None:
 
 
 def _listed(key: str, folder: Path) -> ListedRun:
-    """The row of a run's folder in lists."""
+    """The row in lists of a run without a store, from the files in its folder; damage is shown as its error."""
     facts: dict[str, Any] = {"shape": "", "parameters": 0, "tokens": 0, "flops": 0.0, "mixture": {}, "tags": ""}
     error, result, done = None, None, False
     try:
@@ -355,7 +362,7 @@ def _listed(key: str, folder: Path) -> ListedRun:
 
 
 def rank_files(folder: Path) -> dict[int, Path]:
-    """Event files of a run's folder by rank; empty if there are none."""
+    """The event files in a run's folder by rank; empty if there are none or the folder cannot be read."""
     try:
         return event_files(folder)
     except (ArmillaryError, OSError):

@@ -31,12 +31,12 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class LocalOptimizer:
-    """The optimizer of ``spec`` over this rank's part of each of the ``named`` parameters of its model.
+    """The optimizer of ``spec`` over this rank's part of each of the parameters ``named`` (name, parameter).
 
-    ``roles`` replaces the model's roles, for parameters that the model does not have.
+    ``roles`` gives the role of each parameter by name, by default those of the model of ``spec``.
 
     ``local`` holds this rank's part of every parameter and ``state`` the optimizer's tensors, both by name. Both exist
-    from the beginning; a checkpoint writes them, and a resume reads into them in place. AdamW has ``step`` (no
+    from the beginning: a checkpoint writes them, and a resume reads into them in place. AdamW has ``step`` (no
     dimensions), ``exp_avg`` and ``exp_avg_sq``; Muon has ``momentum_buffer`` for its own parameters. All but ``step``
     have the shape of the part.
     """
@@ -50,10 +50,10 @@ class LocalOptimizer:
         }
         sharded = {self.local[name]: p for name, p in self._parameters.items() if isinstance(p, DTensor)}
         self._optimizer = _build(self.local, sharded, spec, roles or model_roles(spec.model))
-        own = find_kind(spec.optimizer.kind).initial_state
+        initial_state = find_kind(spec.optimizer.kind).initial_state
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
-                self._optimizer.state[parameter] = (own if group["own"] else adamw.initial_state)(parameter)
+                self._optimizer.state[parameter] = (initial_state if group["own"] else adamw.initial_state)(parameter)
 
     @property
     def state(self) -> dict[str, dict[str, Tensor]]:

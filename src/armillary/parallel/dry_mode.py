@@ -1,9 +1,9 @@
-"""Operators without numbers: the program runs unchanged; its tensors have size, kind and lifetime but no values.
+"""The dry run's operators, which compute nothing: the program runs unchanged, and its memory is counted.
 
-Floating-point tensors are plain CPU tensors. They reserve address space but no memory, since no operator touches them.
-PyTorch's ``FakeTensorMode`` gives the result's form once for each new combination of operator and shapes. A whole run
-on fake tensors gives the same report but takes some 25 times as long. The ``meta`` device is refused by FSDP2 and has
-no flash attention.
+Floating-point tensors are plain CPU tensors without values. They reserve address space but no memory, since no operator
+touches them. PyTorch's ``FakeTensorMode`` gives the form of a result (shape, strides and type) once for each new
+combination of operator and shapes. A whole run on fake tensors gives the same report but takes some 25 times as long.
+The ``meta`` device is no alternative: FSDP2 refuses it, and it has no flash attention.
 
 Integers have real values, because they steer the program (positions, tokens per expert). A router's choice (top-k) is
 that of a perfectly balanced router. If the program reads a value that does not exist, the dry run raises an error and
@@ -30,8 +30,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from armillary.recipe import ArmillaryError
 
-# Uses of memory: parameter shards that a rank keeps, gradients in any form, optimizer state, parameters gathered from
-# other ranks, and the rest.
+# Kinds of memory: parameter shards that a rank keeps, gradients in any form, optimizer state, parameters gathered from
+# other ranks, and all else.
 KINDS = PARAMETERS, GRADIENTS, OPTIMIZER, GATHERED, ACTIVATIONS = (
     "parameters",
     "gradients",
@@ -75,15 +75,15 @@ class Storages:
 
     def restart(self) -> None:
         """Reset the peaks to the current bytes."""
-        self.most = dict(self.live)  # the peak of each kind alone
-        self.peak, self.at_peak = self.total, dict(self.live)  # the peak of the total, and its parts
+        self.most = dict(self.live)  # the peak of each kind, at its own time
+        self.peak, self.at_peak = self.total, dict(self.live)  # the peak of the total, and the kinds at that time
 
     def kind(self, tensor: Tensor) -> str | None:
         """The kind of a tensor's memory, or None if it is not known."""
         return self._kinds.get(tensor.untyped_storage()._cdata)
 
     def note(self, tensor: Tensor, kind: str) -> None:
-        """Record that the memory of ``tensor`` is of ``kind``; it may be new or known under another kind."""
+        """Count the memory of ``tensor`` as ``kind``, whether it is new or was counted as another kind."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         known = self._kinds.get(key)
@@ -116,11 +116,11 @@ class Storages:
 
 
 class WithoutNumbers(TorchDispatchMode):
-    """While it is open, operators on floating-point tensors only return tensors of the right form.
+    """A context in which operators on floating-point tensors compute nothing and return tensors of the right form.
 
-    New tensors are of the kind ``phase``. ``collectives`` counts collectives by kind, group name and bytes. Bytes are
-    those of the whole vector: the output of an all-gather, the input of a reduce-scatter. The ``fake`` backend
-    transfers nothing: other ranks are assumed to send the same as this rank.
+    The memory of new tensors counts as the kind ``phase``, which the caller sets. ``collectives`` counts collectives by
+    kind, group name and bytes. Bytes are those of the whole vector: the output of an all-gather, the input of a
+    reduce-scatter. The ``fake`` backend transfers nothing: other ranks are assumed to send the same as this rank.
     """
 
     def __init__(self) -> None:
@@ -140,9 +140,9 @@ class WithoutNumbers(TorchDispatchMode):
             self.storages.resized(storage)
             return storage
 
-        # FSDP2 allocates and frees memory this way, which the dispatcher does not see
+        # FSDP2 allocates and frees memory by resizing storages, which the dispatcher does not see.
         torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
-        # on a CPU it is composed of operators that keep several copies; an accelerator has one fused operator
+        # On a CPU, RMSNorm consists of operators that keep several copies; an accelerator has one fused operator.
         F.rms_norm = rms_norm  # type: ignore[assignment]
         super().__enter__()
         return self
@@ -162,7 +162,7 @@ class WithoutNumbers(TorchDispatchMode):
         if torch._C._get_dispatch_mode(_FAKE) is not None or FakeTensor in types or func.namespace == "profiler":
             return func(*args, **kwargs)
         if any(kind is not Tensor and kind is not nn.Parameter for kind in types):
-            return NotImplemented  # a wrapper subclass, whose inner tensors are dispatched here next
+            return NotImplemented  # a wrapper such as DTensor, whose inner tensors are dispatched here next
         traits = self._traits.get(func)
         if traits is None:
             traits = self._traits[func] = _Traits.of(func)
@@ -196,15 +196,15 @@ class WithoutNumbers(TorchDispatchMode):
         return not tensor.dtype.is_floating_point and tensor.untyped_storage()._cdata not in self._unknown
 
     def _new(self, func: Any, args: Any, kwargs: Any, of_tensors: bool) -> Any:
-        """The result of ``func`` without values; integers from a factory function have their values."""
+        """The result of ``func`` without values; factory functions such as ``arange`` still compute integers."""
         if func is _VALUE and args[0].dtype.is_floating_point:
-            return 1.0  # a step count, or a norm for display
+            return 1.0  # the optimizer's step count, or a gradient norm that is only logged
         if func is _VALUE or func in _BY_VALUE:
             raise ArmillaryError(f"dry run: the program reads values of a tensor without data ({func})")
         key = func, _key(args), _key(tuple(kwargs.items()))
         form = self._forms.get(key)
         if form is None:
-            # FakeTensorMode supports a grouped product in bf16 only
+            # FakeTensorMode supports the grouped product only in bf16.
             half = func is _aten._grouped_mm.default
             with self._fake:
                 fakes, named = tree_map_only(Tensor, partial(_alike, half=half), (args, kwargs))
@@ -227,16 +227,16 @@ class WithoutNumbers(TorchDispatchMode):
         return tensor
 
     def _send(self, func: Any, args: Any, kwargs: Any, traits: _Traits, real: bool) -> Any:
-        """Run a collective of c10d, which writes to its arguments."""
+        """Count a collective of c10d, which writes to its arguments; with ``real`` arguments, also run it."""
         assert traits.group is not None
-        # not counted: pipeline neighbours exchange integers once per run, to confirm that shapes are known
+        # Pipeline stages exchange integers once per run to agree on shapes; these are not counted.
         if not (real and traits.collective in ("send", "receive")):
             group = ProcessGroup.unbox(args[traits.group]).group_name
             self._record(traits.collective or func._opname, group, max(map(size, args[: traits.group])))
         if traits.makes is not None:
             self.storages.note(args[0], traits.makes)
         if real and traits.collective == "receive":
-            args[0][0].fill_(1)  # 1 confirms
+            args[0][0].fill_(1)  # 1 means that the other stage agrees
         elif real:
             return func(*args, **kwargs)
         work = FakeWork().boxed()
@@ -248,7 +248,7 @@ class WithoutNumbers(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class _Form:
-    """The form of a tensor."""
+    """The form of a tensor: everything but its values."""
 
     shape: torch.Size
     stride: tuple[int, ...]
@@ -279,8 +279,8 @@ class _Traits:
         written = None
         if not view and any(x.alias_info is not None and x.alias_info.is_write for x in arguments):
             sets = [None if x.alias_info is None else x.alias_info.before_set for x in arguments]
-            places = [sets.index(alias.before_set) for alias in aliases]
-            written = tuple((place, arguments[place].name) for place in places)
+            positions = [sets.index(alias.before_set) for alias in aliases]
+            written = tuple((position, arguments[position].name) for position in positions)
         collective = _COLLECTIVES.get(name) if space in ("c10d", "_c10d_functional") else None
         names = [x.name for x in arguments]
         group = names.index("process_group") if space == "c10d" and "process_group" in names else None
@@ -293,7 +293,7 @@ class _Traits:
 
 
 def rms_norm(x: Tensor, size: Sequence[int], weight: Tensor, eps: float) -> Tensor:
-    """The output and saved tensors of ``F.rms_norm`` on an accelerator (``aten::_fused_rms_norm``), uncomputed."""
+    """``F.rms_norm`` without values, with the output and saved tensors of ``aten::_fused_rms_norm`` on an accelerator."""
     normalised: Tensor = _FusedNorm.apply(x, weight, len(size))
     return normalised
 

@@ -1,7 +1,7 @@
 """Checks that the files of a workspace, or of any part of one, are unchanged since they were written.
 
-``verify`` recognises the kind of a place, calls the check of the room that wrote each file, and returns all problems.
-It never changes, moves or creates a file.
+``verify`` recognises the kind of a folder or file, calls the check of the subpackage that wrote each file, and returns
+all problems. It never changes, moves or creates a file.
 """
 
 from __future__ import annotations
@@ -55,17 +55,18 @@ _REMEDIES = {
     "target.yaml": RECORD_REMEDY,
 }
 _REMEDY = "restore it from a copy, or remove it to have it made again"
-_MEANT = "restore it from a copy, unless the edit was meant: the next call does what it says now"
+_UNLESS_INTENDED = (
+    "restore it from a copy, unless you edited it on purpose: the next call follows the file as it is now"
+)
 _BACKUP_REMEDY = "use another backup"
 _STORE_REMEDY = "restore it from a backup, or start the same command again"
-
 
 _KNOWN = (
     "a folder of results, or a store, corpus, run, checkpoint or published model in one; a folder of post-training, of "
     "one of its stages or of an examination; a law file, a recipe, or a backup of a store's database"
 )
 _SQLITE = b"SQLite format 3\0"
-# Files that stand for their folder, and the fields that identify other files.
+# Files for which their whole folder is checked, and fields that identify law files and recipes.
 _OF_A_FOLDER = {"lineage.json", SUMS, "manifest.json", "checkpoint.json", "result.json", "spec.json"}
 _LAW_FIELDS = {"laws_version", "fitted", "kind", "targets"}
 _DOCUMENT_KEYS = {*Recipe.model_fields, *LargeRun.model_fields} - {"format", "name"}
@@ -73,7 +74,7 @@ _DOCUMENT_KEYS = {*Recipe.model_fields, *LargeRun.model_fields} - {"format", "na
 
 @dataclass(frozen=True)
 class Verified:
-    """The findings at a place: ``checked`` names each part that was read, ``problems`` is empty if all is well."""
+    """The result of ``verify``: the kind of the folder or file, the parts that were ``checked``, and all problems found."""
 
     kind: str
     checked: list[str]
@@ -95,7 +96,7 @@ def verify(place: Path, database: str | None = None) -> Verified:
         raise UsageError(f"{place}: no such file or folder; give a folder of results, or a part of one")
     kind = _kind(place)
     if kind is None:
-        raise UsageError(f"{place}: nothing that verify knows; give {_KNOWN}")
+        raise UsageError(f"{place}: verify does not recognise this folder; give {_KNOWN}")
     if kind == "workspace":
         return _workspace(place, database)
     if kind == "store":
@@ -140,7 +141,7 @@ def _kind(folder: Path) -> str | None:
 def _file(place: Path, database: str | None) -> Verified:
     """Check a law file, a recipe, a large run's file, a store's database or a backup of it, or a part of a workspace.
 
-    A file that identifies its folder, such as a manifest, stands for that folder.
+    For a file that identifies its folder, such as a manifest, the whole folder is checked.
     """
     with place.open("rb") as stream:
         is_database = stream.read(len(_SQLITE)) == _SQLITE
@@ -163,8 +164,10 @@ def _file(place: Path, database: str | None) -> Verified:
         return Verified("recipe", [place.name], _document(place))
     kind = _kind(place.parent)
     if kind is not None:
-        raise UsageError(f"{place}: nothing that verify knows by itself; give {place.parent}, the {kind} it lies in")
-    raise UsageError(f"{place}: nothing that verify knows; give {_KNOWN}")
+        raise UsageError(
+            f"{place}: verify does not check this file alone; give {place.parent}, the {kind} it belongs to"
+        )
+    raise UsageError(f"{place}: verify does not recognise this file; give {_KNOWN}")
 
 
 def _is_law(place: Path) -> bool:
@@ -196,7 +199,7 @@ def _document(place: Path) -> list[FileProblem]:
         return [FileProblem(first.file, f"was damaged or edited after it was written: {first.what}", remedy)]
     except ArmillaryError as error:
         return [problem_of(place, line, "correct it") for line in str(error).splitlines()]
-    remedy = RECORD_REMEDY if place.name == "target.yaml" else _MEANT
+    remedy = RECORD_REMEDY if place.name == "target.yaml" else _UNLESS_INTENDED
     return [FileProblem(place, "was damaged or edited after it was written", remedy)] if was_changed(place) else []
 
 
@@ -240,7 +243,7 @@ def _workspace(folder: Path, database: str | None) -> Verified:
 
 
 def _lost(folder: Path) -> list[FileProblem]:
-    """The parts of a workspace with planned runs that are missing as a whole."""
+    """Problems of a workspace whose corpus, runs or published model is missing altogether."""
     problems, summary = [], {}
     with contextlib.suppress(OSError, DamagedFileError):
         summary = read_json(folder / "summary.json", "summary", RECORD_REMEDY)
@@ -306,6 +309,11 @@ def _first_of_each(problems: list[FileProblem]) -> list[FileProblem]:
 
 
 def _json(file: Path) -> None:
+    """Check a JSON file of a workspace.
+
+    Raises:
+        ArmillaryError: the file is damaged, was edited, or is another file under this name.
+    """
     document = read_json(file, file.name, _REMEDIES[file.name])
     if "format" in document:
         remedy = _REMEDIES[file.name]
@@ -315,7 +323,7 @@ def _json(file: Path) -> None:
 
 
 def _refused(place: Path, remedy: str, check: Callable[[Path], Any]) -> list[FileProblem]:
-    """The problem that ``check`` raises for ``place``."""
+    """The problems with which ``check`` refuses ``place``: one per line of its error; none if it passes."""
     try:
         check(place)
     except OSError as error:

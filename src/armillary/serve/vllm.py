@@ -1,4 +1,4 @@
-"""vLLM instead of this server, if it is installed: the same model folder, address, name and token."""
+"""Serves a model with vLLM instead of this server: the same model folder, address, name and token."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from armillary.serve.options import ServeOptions
 
 
 def find_vllm() -> str | None:
-    """The program ``vllm``: next to this Python, or on the path."""
+    """The path of the program ``vllm``, next to this Python or on PATH; None if it is not installed."""
     beside = Path(sys.executable).with_name("vllm")
     return str(beside) if os.access(beside, os.X_OK) and beside.is_file() else shutil.which("vllm")
 
 
 def vllm_reads(target: str) -> bool:
-    """Whether ``target`` is a Hugging Face folder."""
+    """Whether ``target`` is a Hugging Face folder. A folder with ``armillary.json`` has Armillary's own format."""
     return (Path(target) / "config.json").is_file() and not (Path(target) / "armillary.json").exists()
 
 
 def vllm_command(program: str, target: str, options: ServeOptions) -> list[str]:
-    """The command that serves ``target``.
+    """The command line that serves the folder ``target`` with the vLLM at ``program``.
 
     Raises:
-        UsageError: not a folder that vLLM reads, or an option that vLLM does not support.
+        UsageError: ``target`` is not a folder that vLLM reads, or an option that vLLM does not support.
     """
     if not vllm_reads(target):
         raise UsageError(
-            f"{target}: vLLM reads Hugging Face folders; `armillary convert {target} NEW --to huggingface` makes one"
+            f"{target}: vLLM reads Hugging Face folders; convert it with `armillary convert {target} NEW --to huggingface`"
         )
     given = options.backend
     for value, name in ((given.device, "--device"), (given.threads, "--threads"), (given.tokenizer, "--tokenizer")):
@@ -48,15 +48,17 @@ def vllm_command(program: str, target: str, options: ServeOptions) -> list[str]:
 
 
 def run_vllm(target: str, options: ServeOptions, token: str | None) -> None:
-    """Replace this process by vLLM. The token goes through the environment, where other users cannot see it.
+    """Replace this process with vLLM.
+
+    The token is passed in the environment, since other users can read the command line of a process.
 
     Raises:
-        UsageError: vLLM is not installed, or cannot serve this.
+        UsageError: vLLM is not installed, or cannot serve ``target`` with these options.
     """
     program = find_vllm()
     if program is None:
         raise UsageError(
-            "backend vllm: vLLM is not installed (there is no program vllm); pip install vllm, or use --backend native"
+            "backend vllm: vLLM is not installed (no program vllm on PATH); pip install vllm, or use --backend native"
         )
     command = vllm_command(program, target, options)
     environment = dict(os.environ)

@@ -28,15 +28,15 @@ from armillary.store.rates import Rates
 from armillary.store.reading import ReadOnlyDatabase
 from armillary.store.stages import stage_problem
 
-Key = tuple[float, str]  # key of a row in a list by time: its time and id
+Key = tuple[float, str]  # the key of a row in a list sorted by time: its time and id
 
-_SAME = 5e-4  # weights that are shown alike
+_SAME = 5e-4  # weights that differ by less are shown as the same number
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     ">=": operator.ge,
     "<=": operator.le,
     "=": lambda a, b: abs(a - b) < _SAME,
 }
-_SCANNED = 100_000  # rows that a filter reads for one page in a store without facts
+_MAX_SCANNED = 100_000  # rows that a filter reads for one page at most, in a store without facts
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ class RunFilter:
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run in a list. ``status`` is that of ``overview``; ``result`` is that of the table.
+    """A run in a list. ``status`` is as in ``Reader.overview``, ``result`` as recorded in the store.
 
-    ``shape`` is empty and sizes are 0 if the specification is damaged.
+    Times are in seconds since the epoch. If the specification is damaged, ``shape`` is empty and sizes are 0.
     """
 
     run: str
@@ -120,10 +120,10 @@ class RecordedPrediction:
 
 
 class Reader(Lineage, Predictions, Rates):
-    """A store opened for reading only; opening does not read anything.
+    """A store opened for reading only. Opening it does not read anything; each call opens the database.
 
     Raises:
-        UsageError: ``url`` is not a usable database. Each call raises as ``ReadOnlyDatabase.reading``.
+        UsageError: ``url`` is not a usable database. Methods raise the errors of ``ReadOnlyDatabase.reading``.
     """
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
@@ -154,7 +154,7 @@ class Reader(Lineage, Predictions, Rates):
         with self.database.reading() as db:
             for row in db.execute(query).all():
                 parameters, tokens = row.parameters, row.tokens
-                if parameters is None:  # the specification is damaged
+                if parameters is None:  # a run without facts: written by an older version, or damaged
                     content = db.execute(sa.select(runs.c.spec).filter_by(id=row.id)).scalar()
                     spec = self._spec_of(row.id, content)
                     parameters, tokens = spec.model.parameters, spec.tokens
@@ -173,18 +173,18 @@ class Reader(Lineage, Predictions, Rates):
         return rows
 
     def counts(self) -> dict[str, int]:
-        """Runs by the status of the table."""
+        """The number of runs by recorded status, in which interrupted runs are still ``running``."""
         query = sa.select(schema.runs.c.status, sa.func.count()).group_by(schema.runs.c.status)
         with self.database.reading() as db:
             return {row[0]: row[1] for row in db.execute(query)}
 
     def page(self, wanted: RunFilter, limit: int, before: Key | None = None) -> list[ListedRun]:
-        """At most ``limit`` runs, the newest first, that were added before the run with key ``before``."""
+        """At most ``limit`` matching runs, the newest first, that were added before the run with the key ``before``."""
         found: list[ListedRun] = []
-        looked = 0
-        while len(found) < limit and looked < _SCANNED:
+        scanned = 0
+        while len(found) < limit and scanned < _MAX_SCANNED:
             rows = self._listed(wanted, limit, before)
-            looked += len(rows)
+            scanned += len(rows)
             for row in rows:
                 interrupted = wanted.status in ("running", "interrupted") and row.status != wanted.status
                 if not interrupted and wanted.fits(row.__dict__):
@@ -201,13 +201,13 @@ class Reader(Lineage, Predictions, Rates):
         return [rows[run] for run in wanted if run in rows]
 
     def spec_contents(self, runs: Iterable[str]) -> dict[str, Any]:
-        """Specifications as they are stored, of those of ``runs`` that are known."""
+        """The stored specifications of ``runs`` by run id; unknown runs are left out."""
         query = sa.select(schema.runs.c.id, schema.runs.c.spec).where(schema.runs.c.id.in_(list(runs)))
         with self.database.reading() as db:
             return {row[0]: row[1] for row in db.execute(query)}
 
     def state_of_file(self) -> tuple[int, ...] | None:
-        """What tells two states of an SQLite store apart; None for a server, and where there is no file."""
+        """Inodes, times and sizes of an SQLite store's files, which differ after each change; None without a file."""
         file = self.database.file
         if file is None:
             return None
@@ -219,7 +219,7 @@ class Reader(Lineage, Predictions, Rates):
         return tuple(states) or None
 
     def folder_of(self, run: str) -> Path:
-        """The folder of a run's files: in this store's folder, else in the one where it was last written."""
+        """The folder with the files of a run: in this store's folder, else in the store's folder that wrote it last."""
         own = self.run_folder(run)
         if own.is_dir():
             return own
@@ -229,7 +229,7 @@ class Reader(Lineage, Predictions, Rates):
         return own if place is None else Path(place) / "runs" / run
 
     def shapes(self) -> list[tuple[str, int]]:
-        """Shapes of the runs with their number, the most frequent first; empty for an older store."""
+        """The shapes of the runs and how many runs have each, the most frequent first; empty for an older store."""
         shape = schema.run_facts.c.shape
         query = sa.select(shape, sa.func.count()).group_by(shape).order_by(sa.func.count().desc()).limit(100)
         with self.database.reading() as db:
@@ -265,7 +265,7 @@ class Reader(Lineage, Predictions, Rates):
         ]
 
     def work(self, study: str) -> dict[str, float]:
-        """FLOPs of a study's runs by status; empty for an older store."""
+        """The FLOPs of a study's runs, summed by status; empty for an older store."""
         runs, pairs, facts = schema.runs, schema.study_runs, schema.run_facts
         query = (
             sa.select(runs.c.status, sa.func.sum(facts.c.flops))
@@ -279,14 +279,14 @@ class Reader(Lineage, Predictions, Rates):
             return {row[0]: row[1] for row in db.execute(query)} if self._has_facts() else {}
 
     def outcomes(self, name: str = "") -> list[Outcome]:
-        """Outcomes of stages, the newest first; of the stage ``name``, or of all."""
+        """The outcomes of the stage ``name``, or of all stages, the newest first."""
         stages = schema.stages.c
         query = sa.select(stages.name, stages.key, stages.recorded_at).order_by(stages.recorded_at.desc(), stages.key)
         with self.database.reading() as db:
             return [Outcome(*row) for row in db.execute(query.filter_by(name=name) if name else query)]
 
     def outcome(self, name: str, key: str) -> Any | None:
-        """The content of an outcome, or None. An older store's may have no entry in the journal.
+        """The content of an outcome, or None. In a store of an older format, it is not compared with the journal.
 
         Raises:
             DamagedFileError: the content was changed.
@@ -395,8 +395,8 @@ class Reader(Lineage, Predictions, Rates):
         if wanted.run:
             conditions.append(runs.c.id.startswith(wanted.run, autoescape=True))
         if wanted.study:
-            ofstudy = sa.select(schema.study_runs.c.run).where(schema.study_runs.c.study == wanted.study)
-            conditions.append(runs.c.id.in_(ofstudy))
+            of_study = sa.select(schema.study_runs.c.run).where(schema.study_runs.c.study == wanted.study)
+            conditions.append(runs.c.id.in_(of_study))
         if before is not None:
             conditions.append(sa.tuple_(runs.c.created_at, runs.c.id) < sa.tuple_(*map(sa.literal, before)))
         known: list[Any] = []
@@ -406,7 +406,7 @@ class Reader(Lineage, Predictions, Rates):
         for domain, how, value in wanted.mixture:
             weight = sa.func.coalesce(facts.c.mixture[domain].as_float(), 0.0)
             known.append(sa.func.abs(weight - value) < _SAME if how == "=" else _COMPARE[how](weight, value))
-        # a run without facts is compared afterwards
+        # `page` compares the runs without facts.
         return self._rows_where(sa.and_(sa.true(), *conditions), limit, sa.and_(*known) if known else None)
 
     def _rows_where(self, condition: Any, limit: int, known: Any = None) -> list[ListedRun]:
@@ -471,7 +471,7 @@ def _facts(content: Any) -> dict[str, Any]:
 
 
 def _scores(examinations: list[tuple[str, dict[str, Any]]]) -> str | None:
-    """Task, metric and value of each whole task in the last examination."""
+    """Task, metric and value of each whole task, as one line; later evaluations replace earlier ones. None without any."""
     results = [result for _, row in examinations for result in row.get("results", ())]
     values = {f"{one['task']} {one['metric']}": one["value"] for one in results if one["subset"] == one["task"]}
     return "; ".join(f"{name} {value:.3f}" for name, value in values.items()) or None

@@ -1,4 +1,4 @@
-"""The output matrix and the loss, without the logits of all positions at once."""
+"""The cross entropy of the output matrix's logits, computed block by block, so the full logits never exist at once."""
 
 from __future__ import annotations
 
@@ -166,14 +166,14 @@ class _LinearCrossEntropy(Function):
         grad_features, grad_weight = ctx.saved_tensors
         scale = grad_objective.float()[:, None, None]
         features_dtype, weight_dtype = ctx.dtypes
-        of_weight = None if grad_weight is None else (grad_weight * scale).to(weight_dtype)
-        return (grad_features * scale).to(features_dtype), of_weight, None, None, None, None, None, None, None
+        scaled_weight = None if grad_weight is None else (grad_weight * scale).to(weight_dtype)
+        return (grad_features * scale).to(features_dtype), scaled_weight, None, None, None, None, None, None, None
 
     @staticmethod
     def vmap(
         info: Any, dims: Any, features: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None, *rest: Any
     ) -> Any:
-        # the members of the stack replace a single model's first dimension of size one
+        # A single model has a first dimension of size 1; in a stack it becomes the members.
         stacked = [
             batch_first(info.batch_size, dim, t)
             for dim, t in zip(dims, (features, weight, targets, weights), strict=False)
@@ -217,7 +217,7 @@ _Grads = tuple[Tensor, Tensor | None]  # of features and output matrix; None whe
 
 
 def _native_sums(rows: _Rows, z_loss: float, grads: _Grads | None) -> tuple[float, float]:
-    """As ``_native_blocks``, with logits only at nonzero weights, a small part of supervised examples."""
+    """As ``_native_blocks``, with logits only where the weight is not 0: in supervised examples, a small part."""
     x, matrix, targets, weights = rows
     counted = counted_rows(weights)
     if counted is None or weights is None:
@@ -242,9 +242,9 @@ def _native_blocks(rows: _Rows, z_loss: float, grads: _Grads | None) -> tuple[fl
     targets, weights = targets.contiguous(), None if weights is None else weights.contiguous()
     for start in range(0, len(x), size):
         part = slice(start, start + size)
-        block, counted = x[part], None if weights is None else weights[part]
+        block, block_weights = x[part], None if weights is None else weights[part]
         logits = torch.mm(block, matrix.t(), out=buffer[: len(block)])
-        arguments = (len(block), vocab_size, logits, targets[part], counted, z_loss, int(grads is not None), sums)
+        arguments = (len(block), vocab_size, logits, targets[part], block_weights, z_loss, int(grads is not None), sums)
         call("cross_entropy", x.dtype, *arguments)
         if grads is not None:
             torch.mm(logits, matrix, out=grads[0][part])
@@ -253,8 +253,8 @@ def _native_blocks(rows: _Rows, z_loss: float, grads: _Grads | None) -> tuple[fl
             if x.dtype == torch.float32:
                 grads[1].addmm_(logits.t(), block)
             else:
-                more = logits.t() @ block
-                call("add_into", x.dtype, more.numel(), more, grads[1])
+                product = logits.t() @ block
+                call("add_into", x.dtype, product.numel(), product, grads[1])
     entropy, squares = sums.tolist()
     return entropy, squares
 
@@ -262,22 +262,22 @@ def _native_blocks(rows: _Rows, z_loss: float, grads: _Grads | None) -> tuple[fl
 def _blocks(
     rows: _Rows, z_loss: float, grads: _Grads | None, reduce: Callable[..., tuple[Tensor, Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """As ``_native_blocks``, for all members at once, in PyTorch."""
+    """As ``_native_blocks``, in PyTorch and for all members of the stack at once."""
     x, matrix, targets, weights = rows
     size = max(1, block_rows(x, matrix.shape[1]) // len(x))
     entropy = torch.zeros(len(x), dtype=torch.float32, device=x.device)
     squares = torch.zeros_like(entropy)
     for start in range(0, x.shape[1], size):
         part = slice(start, start + size)
-        block, wanted = x[:, part], targets[:, part, None]
-        counted = None if weights is None else weights[:, part, None]
+        block, block_targets = x[:, part], targets[:, part, None]
+        block_weights = None if weights is None else weights[:, part, None]
         logits = block @ matrix.mT
         if grads is None:
-            _, terms, log_partition = _log_softmax(logits, wanted)
-            entropy += _weighted(terms, counted).sum((1, 2))
-            squares += _weighted(log_partition.square(), counted).sum((1, 2))
+            _, terms, log_partition = _log_softmax(logits, block_targets)
+            entropy += _weighted(terms, block_weights).sum((1, 2))
+            squares += _weighted(log_partition.square(), block_weights).sum((1, 2))
             continue
-        total, total_squares, grad_logits = reduce(logits, wanted, counted, z_loss)
+        total, total_squares, grad_logits = reduce(logits, block_targets, block_weights, z_loss)
         entropy += total
         squares += total_squares
         grads[0][:, part].copy_(grad_logits @ matrix)

@@ -1,7 +1,8 @@
 """Hugging Face, through ``huggingface_hub``.
 
 Large files are uploaded one by one before the commit (over Xet if ``hf_xet`` is installed, otherwise over git-LFS), and
-the hub skips files that it has. The library retries single requests; this file retries whole steps.
+the hub skips files that it already has. ``huggingface_hub`` retries single requests, the caller of this class retries
+whole steps.
 """
 
 from __future__ import annotations
@@ -84,17 +85,20 @@ class HuggingFace(Hub):
     def _call(self, act: Callable[[], _T]) -> _T:
         try:
             return act()
-        except Exception as error:  # the library wraps errors of requests in several kinds
-            raise self._explained(error) from None  # the cause may hold headers with the token
+        except Exception as error:  # huggingface_hub wraps failed requests in exceptions of several classes
+            raise self._explained(error) from None  # the original exception may hold headers with the token
 
     def _explained(self, error: Exception) -> ArmillaryError:
+        """Our error for an exception of ``huggingface_hub``: the hub refused, cannot be reached, or the work failed."""
         for cause in _causes(error):
             response = getattr(cause, "response", None)
             if response is not None and getattr(response, "status_code", None):
                 wait = retry_after(response.headers.get("retry-after"))
                 message = getattr(cause, "server_message", None) or response.reason_phrase
                 return self.refused(response.status_code, str(message), wait)
-            if isinstance(cause, httpx2.TransportError | json.JSONDecodeError):  # torn, or half an answer
+            if isinstance(
+                cause, httpx2.TransportError | json.JSONDecodeError
+            ):  # no connection, or an incomplete answer
                 return self.unreachable(cause)
         return ArmillaryError(f"{self.name} {self.target.repo}: {self.scrubbed(str(error))[:300]}")
 

@@ -1,4 +1,4 @@
-"""What readers of foreign files return, and the readers by name."""
+"""Runs of other programs: the form that every reader returns, and the call of a reader by the name of its format."""
 
 from __future__ import annotations
 
@@ -12,26 +12,30 @@ from typing import Any
 from armillary.recipe import UsageError
 
 FORMATS = ("wandb", "tensorboard", "csv")
-_DEEPEST = 8
+_MAX_DEPTH = 8
 
 
 @dataclass
 class FoundRun:
-    """A run of another program: ``config`` with dotted names, and of each metric the ``last`` finite value by step."""
+    """A run of another program.
+
+    ``config`` holds its settings by dotted names. ``last`` holds the last finite value of each metric, and ``steps`` the
+    step of that value.
+    """
 
     name: str
     config: dict[str, Any] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
-    steps: dict[str, int] = field(default_factory=dict)  # of each value in ``last``
+    steps: dict[str, int] = field(default_factory=dict)
 
     def measure(self, name: str, step: int, value: Any) -> None:
-        """Take a value if it is a finite number, unless there is one of a later step."""
+        """Keep the value of the metric ``name`` if it is a finite number and no value of a later step is known."""
         if (number := finite(value)) is not None and step >= self.steps.get(name, step):
             self.last[name], self.steps[name] = number, step
 
 
 def finite(value: Any) -> float | None:
-    """A value as a finite number; None if it is none."""
+    """The value as a float; None if it is a boolean, not a number, or not finite."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -42,10 +46,13 @@ def finite(value: Any) -> float | None:
 
 
 def read_runs(kind: str, paths: Iterable[Path]) -> tuple[list[FoundRun], list[str]]:
-    """The runs in files and folders, and sentences on what of them could not be read.
+    """Read the runs in files and folders with the reader ``kind`` (one of ``FORMATS``).
+
+    Returns:
+        The runs, and one sentence per part that could not be read.
 
     Raises:
-        UsageError: a path is missing, holds nothing of that kind, or the package that reads it is not installed.
+        UsageError: a path is missing, has no run in this format, or the package that reads it is not installed.
     """
     try:
         reader = import_module(f"armillary.trackers.importing.{kind}")
@@ -65,9 +72,10 @@ def read_runs(kind: str, paths: Iterable[Path]) -> tuple[list[FoundRun], list[st
 
 
 def files_below(path: Path, pattern: str, notes: list[str]) -> Iterator[Path]:
-    """Files of a pattern in a folder and below, in order; links to folders are not followed. A file is itself.
+    """The files in the folder ``path`` and below whose name matches ``pattern``, in order; ``path`` itself if it is a
+    file.
 
-    Folders that are left out are added to ``notes``.
+    Links to folders are not followed. A sentence about each folder that is skipped is added to ``notes``.
     """
     if path.is_file():
         yield path
@@ -82,7 +90,7 @@ def files_below(path: Path, pattern: str, notes: list[str]) -> Iterator[Path]:
             continue
         yield from (entry for entry in entries if entry.match(pattern) and entry.is_file())
         folders = [entry for entry in reversed(entries) if entry.is_dir() and not entry.is_symlink()]
-        if depth < _DEEPEST:
+        if depth < _MAX_DEPTH:
             waiting += [(entry, depth + 1) for entry in folders]
         else:
-            notes += [f"{entry}: left out, more than {_DEEPEST} folders deep; name it too" for entry in folders]
+            notes += [f"{entry}: left out, more than {_MAX_DEPTH} folders deep; name it too" for entry in folders]
