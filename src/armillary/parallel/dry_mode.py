@@ -293,7 +293,7 @@ class _Traits:
 
 
 def rms_norm(x: Tensor, size: Sequence[int], weight: Tensor, eps: float) -> Tensor:
-    """``F.rms_norm`` without values, with the output and saved tensors of ``aten::_fused_rms_norm`` on an accelerator."""
+    """``F.rms_norm`` without values: output and saved tensors are those of ``aten::_fused_rms_norm``, the fused operator."""
     normalised: Tensor = _FusedNorm.apply(x, weight, len(size))
     return normalised
 

@@ -74,7 +74,7 @@ _DOCUMENT_KEYS = {*Recipe.model_fields, *LargeRun.model_fields} - {"format", "na
 
 @dataclass(frozen=True)
 class Verified:
-    """The result of ``verify``: the kind of the folder or file, the parts that were ``checked``, and all problems found."""
+    """The result of ``verify``: the kind of folder or file, the parts that were ``checked``, and the problems found."""
 
     kind: str
     checked: list[str]

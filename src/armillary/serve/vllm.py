@@ -30,7 +30,7 @@ def vllm_command(program: str, target: str, options: ServeOptions) -> list[str]:
     """
     if not vllm_reads(target):
         raise UsageError(
-            f"{target}: vLLM reads Hugging Face folders; convert it with `armillary convert {target} NEW --to huggingface`"
+            f"{target}: vLLM reads Hugging Face folders; run `armillary convert {target} NEW --to huggingface` first"
         )
     given = options.backend
     for value, name in ((given.device, "--device"), (given.threads, "--threads"), (given.tokenizer, "--tokenizer")):

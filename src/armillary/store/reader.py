@@ -471,7 +471,7 @@ def _facts(content: Any) -> dict[str, Any]:
 
 
 def _scores(examinations: list[tuple[str, dict[str, Any]]]) -> str | None:
-    """Task, metric and value of each whole task, as one line; later evaluations replace earlier ones. None without any."""
+    """One line with metric and value of each whole task, from its last evaluation; None without any."""
     results = [result for _, row in examinations for result in row.get("results", ())]
     values = {f"{one['task']} {one['metric']}": one["value"] for one in results if one["subset"] == one["task"]}
     return "; ".join(f"{name} {value:.3f}" for name, value in values.items()) or None

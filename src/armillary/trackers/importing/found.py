@@ -19,8 +19,8 @@ _MAX_DEPTH = 8
 class FoundRun:
     """A run of another program.
 
-    ``config`` holds its settings by dotted names. ``last`` holds the last finite value of each metric, and ``steps`` the
-    step of that value.
+    ``config`` holds its settings by dotted names. ``last`` holds the last finite value of each metric, and ``steps``
+    the step of that value.
     """
 
     name: str
