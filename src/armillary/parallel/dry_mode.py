@@ -293,7 +293,7 @@ class _Traits:
 
 
 def rms_norm(x: Tensor, size: Sequence[int], weight: Tensor, eps: float) -> Tensor:
-    """``F.rms_norm`` without values: output and saved tensors are those of ``aten::_fused_rms_norm``, the fused operator."""
+    """``F.rms_norm`` without values: its output and saved tensors are those of the fused ``aten::_fused_rms_norm``."""
     normalised: Tensor = _FusedNorm.apply(x, weight, len(size))
     return normalised
 
