@@ -228,7 +228,7 @@ def test_vllm_serves_where_it_is_installed(tiny_hf: Path, tmp_path: Path, capfd:
     code, err = call(capfd, monkeypatch, tiny_hf, "--backend", "vllm", "--threads", 2)
     assert code == 2 and "--threads is not an option of the vllm backend" in err
     code, err = call(capfd, monkeypatch, tmp_path, "--backend", "vllm")
-    assert code == 2 and "vLLM reads Hugging Face folders; `armillary convert" in err and len(runs) == 2
+    assert code == 2 and "vLLM reads Hugging Face folders; run `armillary convert" in err and len(runs) == 2
 
 
 def test_chat_talks_with_a_server(server: Server, capfd: Any, monkeypatch: Any) -> None:
