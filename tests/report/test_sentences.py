@@ -210,6 +210,13 @@ def test_a_difference_is_told_with_its_sign_its_seeds_and_its_worth(
         assert f"with {share[0]} of the compute [{share[1]}, {share[2]}]" in text
 
 
+def test_a_multiplier_whose_end_is_beyond_the_ladder_has_an_open_interval(tmp_path: Path) -> None:
+    row = DifferenceRow("found", "natural", 2, -0.01, -0.05, 0.03)
+    arms = [ArmRow(name, [3.0, 3.0], 3.0, 2.9, 3.1) for name in ("found", "natural")]
+    text = page(tmp_path, arms=arms, differences=[row], multipliers=[Multiplier("natural", 1.25, 0.0, math.inf)])
+    assert "with 80.0% of the compute [0.0%, ∞]" in text
+
+
 @pytest.mark.parametrize("seeds", [0, 1])
 def test_one_seed_tests_nothing(seeds: int, tmp_path: Path) -> None:
     text = page(tmp_path, differences=[DifferenceRow("found", "natural", seeds)])

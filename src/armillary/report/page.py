@@ -309,9 +309,13 @@ def _multiplier(row: Multiplier, words: Words) -> Markup:
     if row.value is None or row.low is None or row.high is None:
         return words.sentence("multiplier_beyond", reference=names["reference"])
     # the larger the multiplier, the smaller the share of the compute
-    shares = {"share": 1 / row.value, "low": 1 / row.high, "high": 1 / row.low}
+    shares = {"share": row.value, "low": row.high, "high": row.low}
     return words.sentence(
-        "multiplier", value=fmt.ratio(row.value), **names, **{key: fmt.percent(value) for key, value in shares.items()}
+        "multiplier",
+        value=fmt.ratio(row.value),
+        **names,
+        # 0: the law does not reach the reference's loss at any of its sizes
+        **{key: fmt.percent(1 / value) if value else "∞" for key, value in shares.items()},
     )
 
 
