@@ -156,16 +156,16 @@ STRINGS: dict[str, tuple[str, str]] = {
         "Mixtures of the {n} designed runs, and their measured losses on the target's domains.",
         "实验设计中 {n} 次训练的配比，以及在目标各域上已测得的损失。",
     ),
-    "law": ("Law against measured", "规律与实测"),
+    "law": ("Law against measured", "定律与实测"),
     "law_lead": (
         "Each point is one run: the prediction of a law fitted without it, and the measurement. The nearer to the "
         "line, the better.",
-        "每个点是一次训练：横轴为留出该次训练后拟合的规律所作的预测，纵轴为实测。越接近直线越好。",
+        "每个点是一次训练：横轴为留出该次训练后拟合的定律所作的预测，纵轴为实测。越接近直线越好。",
     ),
     "candidates": ("Candidates", "候选配比"),
     "candidates_lead": (
         "Diamond and bar: the law's prediction with its 90 % interval. Dots: runs with new seeds, which alone decide.",
-        "菱形与横条：规律的预测及 90 % 区间；圆点：用新种子重新训练的结果。选择只依据后者。",
+        "菱形与横条：定律的预测及 90 % 区间；圆点：用新种子重新训练的结果。选择只依据后者。",
     ),
     "choice": ("Choice", "选择"),
     "chosen": (
@@ -192,7 +192,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "rates_table": (
         "Rates by the law: the rule, the tuned rate, the best rate with its 90 % interval, and the cost of the rule",
-        "规律给出的学习率：规则、调优值、最优值及 90 % 区间，以及规则的代价",
+        "定律给出的学习率：规则、调优值、最优值及 90 % 区间，以及规则的代价",
     ),
     "rule_rate": ("rule", "规则"),
     "tuned_rate": ("tuned", "调优"),
@@ -206,9 +206,9 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "law_lead_fit": (
         "Each point is one run: the value of the law fitted to these points, and the measurement.",
-        "每个点是一次训练：横轴为由这些点拟合的规律给出的值，纵轴为实测。",
+        "每个点是一次训练：横轴为由这些点拟合的定律给出的值，纵轴为实测。",
     ),
-    "ladder_law": ("law", "规律"),
+    "ladder_law": ("law", "定律"),
     "depth": ("depth {n}", "深度 {n}"),
     "family": ("family", "模型族"),
     "compute": ("compute, FLOPs", "算力（FLOPs）"),

@@ -30,7 +30,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "section_anneal": ("Annealing", "退火比较"),
     "section_lr": ("Peak learning rate", "峰值学习率"),
     "section_ladder": ("Ladder and scaling law", "规模阶梯与缩放定律"),
-    "section_record": ("How accurate the laws were", "规律的检验记录"),
+    "section_record": ("How accurate the laws were", "定律的检验记录"),
     "section_regrets": ("What the choices cost", "各项选择的代价"),
     "section_prediction": ("Prediction and verdict", "预测与判定"),
     "section_arms": ("Against the natural and the uniform mixture", "与自然配比、均匀配比的对照"),
@@ -136,7 +136,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "mixture_lead": (
         "{runs}, each trained on a different mixture of {domains}. A law fitted to them predicts the loss on every "
         "validation domain from the mixture.",
-        "{runs}（代理模型）各用 {domains}的一种配比训练；用它们拟合的规律，可由配比预测每个验证域的损失。",
+        "{runs}（代理模型）各用 {domains}的一种配比训练；用它们拟合的定律，可由配比预测每个验证域的损失。",
     ),
     "regrets_lead": (
         "The regret of a choice is the expected target loss of the option chosen, minus that of the best option in "
@@ -183,24 +183,24 @@ STRINGS: dict[str, tuple[str, str]] = {
         "Predictions of the law against measurements of the proxies (the small models). Every point is held out: the "
         "law that predicts it is fitted without it. On the line, prediction and measurement agree; ρ is Spearman's "
         "rank correlation.",
-        "规律的预测与代理模型（小模型）的实测。每个点都是留出点：预测它的规律在拟合时没有用到它。落在线上表示预测与"
+        "定律的预测与代理模型（小模型）的实测。每个点都是留出点：预测它的定律在拟合时没有用到它。落在线上表示预测与"
         "实测一致；ρ 为斯皮尔曼秩相关系数。",
     ),
     "predicted_heldout": ("predicted, held out", "留出预测"),
     "nats": ("nats per token", "奈特/词元"),
-    "form": ("Law", "规律形式"),
+    "form": ("Law", "定律形式"),
     "spearman": ("Rank correlation", "秩相关"),
     "rmse": ("RMSE", "均方根误差"),
     "signal_to_noise": ("Spread over mixtures / noise between seeds", "配比间差异 / 种子间噪声"),
     "candidates_caption": (
         "Mixtures trained again at proxy size with new seeds. Above: the law's prediction (hollow, 90% interval). "
         "Below: each seed (small) and their mean (large).",
-        "在代理模型规模上用新的随机种子重新训练的配比。上：规律的预测（空心，90% 区间）；下：各种子（小点）及其均值"
+        "在代理模型规模上用新的随机种子重新训练的配比。上：定律的预测（空心，90% 区间）；下：各种子（小点）及其均值"
         "（大点）。",
     ),
     "candidate": ("Mixture", "配比"),
     "mean": ("mean", "均值"),
-    "seeds": ("seeds", "各种子"),
+    "seeds": ("seeds", "种子"),
     "taken": ("chosen", "采用"),
     "choice_significant": (
         "“{taken}” was chosen. When it was trained again with new seeds, its target loss was significantly lower than "
@@ -224,7 +224,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "lr_lead": (
         "Tested: {runs} of {sizes} on the mixture and annealing found, at several multiples of the peak learning rate "
         "that the recipe's rule gives. A law fitted to their target losses gives every size its own rate.",
-        "在所得配比与退火方式下，以配方规则所给峰值学习率的若干倍数训练 {sizes}，共 {runs}；对其目标损失拟合规律，"
+        "在所得配比与退火方式下，以配方规则所给峰值学习率的若干倍数训练 {sizes}，共 {runs}；对其目标损失拟合定律，"
         "为每种规模给出各自的学习率。",
     ),
     "lr_tuned": (
@@ -249,14 +249,14 @@ STRINGS: dict[str, tuple[str, str]] = {
     "lr_caption": (
         "Target loss over the peak rate, as a multiple of the rule's. Points: runs. Curves: the law, up to 10% "
         "above its lowest loss. Solid line: the tuned rate; dashed line: the rule.",
-        "目标损失随峰值学习率（规则的倍数）的变化。点：各次训练；曲线：规律（至高出最低损失 10% 处）；实线：调优后的"
+        "目标损失随峰值学习率（规则的倍数）的变化。点：各次训练；曲线：定律（至高出最低损失 10% 处）；实线：调优后的"
         "学习率；虚线：规则。",
     ),
     "lr_confirm": ("Target loss with new seeds, depth {depth}", "新种子的目标损失，深度 {depth}"),
     "times_rule": ("times the rule's rate", "规则学习率的倍数"),
     "lr_rule_rate": ("Rule", "规则"),
     "lr_tuned_rate": ("Tuned", "调优"),
-    "lr_best": ("Best by the law, 90% interval", "规律的最优值，90% 区间"),
+    "lr_best": ("Best by the law, 90% interval", "定律的最优值，90% 区间"),
     "lr_flat": ("Within 0.1% of its loss", "损失相差不到 0.1%"),
     "lr_cost": ("Cost of the rule, share of the loss", "规则的代价（占损失）"),
     "lr_probability": ("Probability that tuned is better", "调优更优的概率"),
@@ -299,13 +299,13 @@ STRINGS: dict[str, tuple[str, str]] = {
     "decay_share": ("Decay, share of the steps", "衰减段占训练步的份额"),
     "shape": ("Shape", "形状"),
     "annealing_mixture": ("Mixture", "配比"),
-    "curve_law": ("The law of the learning-rate curve", "学习率曲线的规律"),
+    "curve_law": ("The law of the learning-rate curve", "学习率曲线的定律"),
     "curve_lead": (
         "Fitted to the training-batch loss of the endings on the mixture found. By this law, the shortest "
         "near-optimal decay is {shape} over the last {share}. The law does not choose the ending; it estimates how "
         "much loss (nats per token) another length of the decay, or stopping early, adds.",
-        "由所得配比上各收尾方式的训练批损失拟合。按此规律，接近最优的衰减中最短的一种是最后 {share} 的训练步"
-        "（{shape}）。该规律不参与选择，只用来估计改用其他衰减长度或提前停止会增加多少损失（奈特/词元）。",
+        "由所得配比上各收尾方式的训练批损失拟合。按此定律，接近最优的衰减中最短的一种是最后 {share} 的训练步"
+        "（{shape}）。该定律不参与选择，只用来估计改用其他衰减长度或提前停止会增加多少损失（奈特/词元）。",
     ),
     "given_away": ("Added loss", "增加的损失"),
     "ended_at": ("Stopped early at step", "提前停止的训练步"),
@@ -320,8 +320,8 @@ STRINGS: dict[str, tuple[str, str]] = {
         "Target loss over compute. Filled marks are measured runs. The bar behind each mark is the law's 90% interval "
         "for the N and D of that run; the short line is the law's mean. {inside} of {count} runs lie inside their "
         "interval. The law was fitted to these runs, so this does not test it.",
-        "目标损失与算力的关系。实心标记为实测；其后的竖条为规律在该次训练的 N、D 处的 90% 区间，短横线为其均值。"
-        "{count} 次训练中有 {inside} 次落在区间内；规律正是用这些训练拟合的，因此这不构成检验。",
+        "目标损失与算力的关系。实心标记为实测；其后的竖条为定律在该次训练的 N、D 处的 90% 区间，短横线为其均值。"
+        "{count} 次训练中有 {inside} 次落在区间内；定律正是用这些训练拟合的，因此这不构成检验。",
     ),
     "ladder_caption_plain": (
         "Target loss over compute. Marks are measured runs.",
@@ -329,11 +329,11 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "compute": ("training compute (FLOPs)", "训练算力（FLOPs）"),
     "depth": ("depth", "深度"),
-    "law_interval": ("law, 90% interval", "规律，90% 区间"),
+    "law_interval": ("law, 90% interval", "定律，90% 区间"),
     "family": ("Family", "模型族"),
     "tokens": ("Tokens", "词元"),
-    "law_of": ("Law of “{family}”", "“{family}”的规律"),
-    "holdout": ("Runs left out: the law was fitted without them", "留出的训练：拟合规律时未使用"),
+    "law_of": ("Law of “{family}”", "“{family}”的定律"),
+    "holdout": ("Runs left out: the law was fitted without them", "留出的训练：拟合定律时未使用"),
     "left_out_params": ("N ≥ {value}", "N ≥ {value}"),
     "left_out_tokens": ("D ≥ {value}", "D ≥ {value}"),
     "left_out_compute": ("N·D ≥ {value}", "N·D ≥ {value}"),
@@ -346,10 +346,10 @@ STRINGS: dict[str, tuple[str, str]] = {
     "record_lead": (
         "Each row compares forecasts of a law with measurements that it was not fitted to. Of {forecasts} with a 90% "
         "interval, {inside} contain the measurement. The measurements within a row are not independent.",
-        "每一行把规律的预报与未用于拟合的测量相比较。带 90% 区间的 {forecasts}中，有 {inside} 次实测落在区间内。"
+        "每一行把定律的预报与未用于拟合的测量相比较。带 90% 区间的 {forecasts}中，有 {inside} 次实测落在区间内。"
         "同一行内的测量并不独立。",
     ),
-    "law": ("Law", "规律"),
+    "law": ("Law", "定律"),
     "held_out": ("Held out", "留出"),
     "forecasts": ("Forecasts", "预报数"),
     "inside_count": ("Inside", "区间内"),
@@ -745,11 +745,11 @@ STRINGS: dict[str, tuple[str, str]] = {
         "{subject}: {things} while reading the text, first: {detail}",
         "{subject}：读取文本时有 {things}，第一处：{detail}",
     ),
-    "note_forecast": ("The law warns about this prediction: {detail}", "规律对该预测的提示：{detail}"),
+    "note_forecast": ("The law warns about this prediction: {detail}", "定律对该预测的提示：{detail}"),
     "note_reach": (
         "The target run takes {subject} times the compute of the largest run of the ladder. The law was tested on "
         "held-out runs of the ladder, but only up to {detail} times the compute.",
-        "目标训练的算力是阶梯中最大一次训练的 {subject} 倍；用阶梯中留出的训练检验规律时，只外推到 {detail} 倍。",
+        "目标训练的算力是阶梯中最大一次训练的 {subject} 倍；用阶梯中留出的训练检验定律时，只外推到 {detail} 倍。",
     ),
     "note_rise": (
         "After the same number of tokens, the ladder's models of depth {subject} have a {detail} higher loss than "
@@ -776,12 +776,12 @@ STRINGS: dict[str, tuple[str, str]] = {
     "note_edge_tried": (
         "In the law's best mixture, the weight of {subject} ({detail}) is the {end} value tried: a better "
         "one may be beyond it.",
-        "在规律给出的最优配比中，“{subject}”的权重（{detail}）正是所试范围的{end}：更优值可能在范围之外。",
+        "在定律给出的最优配比中，“{subject}”的权重（{detail}）正是所试范围的{end}：更优值可能在范围之外。",
     ),
     "note_edge_limits": (
         "In the law's best mixture, the weight of {subject} ({detail}) is the {end} that the limits allow"
         ": without the limit there may be a better one.",
-        "在规律给出的最优配比中，“{subject}”的权重（{detail}）正是限制所允许的{end}：若无此限制，可能有更优的配比。",
+        "在定律给出的最优配比中，“{subject}”的权重（{detail}）正是限制所允许的{end}：若无此限制，可能有更优的配比。",
     ),
     "note_adjusted": (
         "The {subject} mixture violates the limits. Everywhere in this report it is adjusted to them.",
