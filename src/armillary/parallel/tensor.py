@@ -355,6 +355,8 @@ class _VocabularyLoss(Function):
                 slope = slope.mul_(counted[:, None]).to(product)
                 torch.mm(slope, matrix, out=grad_x[start : start + rows])
                 grad_matrix.add_(slope.mT @ block)
+                del slope
+            del logits  # else this block would be there while the next one is computed
         entropy, squares = sums.unbind()
         ctx.dtypes = features.dtype, weight.dtype
         if with_gradient:

@@ -84,7 +84,8 @@ class Software:
     accumulate_bytes: float = 8.0
     logits_bytes: float = 10.0
     logits_bytes_tp: float | None = None
-    logits_bytes_pp: float = 0.0
+    logits_block: int | None = None
+    head_gradient_bytes: float = 0.0
     rotary_copies: int = 1
     gate_copies: int = 0
     stage_buffers: float = 0.0

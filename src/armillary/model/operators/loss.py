@@ -283,6 +283,7 @@ def _blocks(
         grads[0][:, part].copy_(grad_logits @ matrix)
         if grads[1] is not None:
             grads[1].add_(grad_logits.mT @ block)
+        del logits, grad_logits  # else this block would be there while the next one is computed
     return entropy, squares
 
 
