@@ -68,7 +68,7 @@ def test_sft_writes_a_model_and_says_what_it_did(call: Call, tiny_hf: Path, data
         (["--layout", "rows=2"], "--layout rows=2: rows: is not a known key"),
         (["--epochs", "0"], "0 must be a finite number above 0"),
         (["--template", "chatml"], "no special token '<|im_start|>'"),
-        (["--template", "missing.jinja"], "template 'missing.jinja': neither folder, chatml"),
+        (["--template", "missing.jinja"], "template 'missing.jinja' cannot be read as a file"),
         (["--context-length", "8"], "data.jsonl:1: has "),
         (["--lora", "--lora-alpha", "-1"], "-1 must be a finite number above 0"),
         (["--lora", "--lora-targets", "q,w"], "--lora-targets q,w: targets.1: must be 'q', 'k'"),

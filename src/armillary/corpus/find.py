@@ -168,7 +168,8 @@ def _list_here(root: str, own: set[str], where: str) -> _Listing:
             raise UsageError(f"{where}: the folder is empty; these are read: {', '.join(READERS)}")
     else:
         raise UsageError(
-            f"{where}: is neither a file nor a folder (a pipe, a socket or a device); give the path of one"
+            f"{where}: is neither a file nor a folder (a pipe, a socket or a device); give the path of a file or "
+            "a folder"
         )
     return listing
 

@@ -82,7 +82,7 @@ class Rendered:
 
     @property
     def asked(self) -> list[int]:
-        """Number of tokens before the last trained turn: the prompt of that turn."""
+        """The tokens before the last trained turn, which are its prompt."""
         return self.tokens[: self.turns[-1].start]
 
 
@@ -195,8 +195,8 @@ class Renderer:
     def _length_within(self, part: str, whole: str, tokens: list[int]) -> int | None:
         """The number of tokens of ``part`` if they are a prefix of ``tokens``, the tokens of ``whole``; else None.
 
-        Tokenizers split a text at special tokens first. If both texts start alike, only the part after the last common
-        special token is encoded again.
+        Tokenizers split a text at special tokens first. If ``whole`` starts with ``part``,
+        only the text of ``part`` after its last special token is encoded again.
         """
         if self._special_text is not None and whole.startswith(part):
             found = list(self._special_text.finditer(part))
@@ -210,8 +210,9 @@ class Renderer:
         return len(alone) if tokens[: len(alone)] == alone else None
 
     def _end_of(self, tokens: list[int], start: int, limit: int, place: int) -> int:
-        """Where the assistant's turn that begins at ``start`` ends: at its first end of turn, or else, where a call of
-        a tool ends otherwise, at its last special token.
+        """Index of the token that ends the assistant's turn from ``start`` on: its first end of turn.
+
+        Without one, its last special token, since some templates end a call of a tool differently.
         """
         if self.end in tokens[start:limit]:
             return tokens.index(self.end, start, limit)
@@ -229,10 +230,9 @@ class Renderer:
         )
         alone, inside = (self._shown(tokens[max(0, shared - 4) : shared + 8]) for tokens in (part, whole))
         raise ChangedTurnsError(
-            f"the turns {what} are {alone!r} alone and {inside!r} within the whole conversation (from token "
-            f"{max(0, shared - 4)} on), so prompts would differ from the training text; the chat template "
-            f"'{self.template}' changes earlier turns, or text runs together with what follows: give another with "
-            "--template, or a conversation of one answer"
+            f"the chat template '{self.template}' renders the turns {what} differently within the whole conversation: "
+            f"{alone!r} alone, {inside!r} within it, from token {max(0, shared - 4)} on. Prompts would differ from the "
+            "training text; give another template with --template, or conversations of one answer"
         )
 
     def _shown(self, tokens: list[int]) -> str:
@@ -348,7 +348,8 @@ def open_renderer(folder: Path, template: str | None = None) -> Renderer:
         source = Path(template).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(
-            f"template {template!r}: neither folder, {', '.join(BUILT_IN)} nor a file that can be read ({error})"
+            f"template {template!r} cannot be read as a file ({error}); give 'folder', a built-in one "
+            f"({', '.join(BUILT_IN)}), or the path of a Jinja file"
         ) from error
     return Renderer(text, ChatTemplate(source, text.named), template)
 

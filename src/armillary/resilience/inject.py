@@ -45,7 +45,7 @@ from armillary.recipe import Document, UsageError, load_document
 
 Kind = Literal["kill", "stop", "hang", "slow", "nan", "flip", "disk", "corrupt", "network", "node", "gone"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_PASSING: tuple[Kind, ...] = KINDS[:-2]  # all ranks restart afterwards, and one machine is enough
+_PASSING: tuple[Kind, ...] = KINDS[:-2]  # afterwards every rank can go on or restart, and one machine is enough
 _ENDING = ("kill", "stop", "hang", "network", "node", "gone")  # no further step follows these
 
 
@@ -157,26 +157,26 @@ def load_faults(path: Path) -> Faults:
 
 @dataclass(frozen=True)
 class FaultState:
-    """The faults of a run; shared memory holds which have happened, and the order and process id of each slot.
+    """The faults of a run; shared memory holds which have happened, and the request and process id of each slot.
 
-    An order is 1 + the index of the kind in ``KINDS``, or 0 for none. ``nodes`` is the number of machines that the
-    slots count as; None if they are one.
+    A request is the fault to inject next: 1 + the index of its kind in ``KINDS``, or 0 for none. ``nodes`` is the
+    number of machines that the slots count as; None if they are one.
     """
 
     faults: tuple[Fault, ...]
     happened: Any
-    orders: Any
+    requests: Any
     processes: Any
     nodes: int | None = None
 
     @classmethod
     def of(cls, context: Any, faults: Sequence[Fault], ranks: int, nodes: int | None = None) -> FaultState:
         """Mark every fault as pending."""
-        happened, orders = context.RawArray("b", max(1, len(faults))), context.RawArray("b", ranks)
-        return cls(tuple(faults), happened, orders, context.RawArray("i", ranks), nodes)
+        happened, requests = context.RawArray("b", max(1, len(faults))), context.RawArray("b", ranks)
+        return cls(tuple(faults), happened, requests, context.RawArray("i", ranks), nodes)
 
     def node(self, slot: int) -> int:
-        """The machine that ``slot`` counts as one of."""
+        """The index of the simulated machine of ``slot``."""
         return slot * (self.nodes or 1) // len(self.processes)
 
     def is_gone(self, slot: int) -> bool:
@@ -206,7 +206,7 @@ class FaultClock:
 class FaultHook:
     """The hook that injects the faults of a rank; created before the rank joins the process group.
 
-    ``rank`` is the rank of the first attempt.
+    ``rank`` is the rank of the first attempt, which stays the same when ranks are numbered again.
     """
 
     def __init__(self, state: FaultState, rank: int) -> None:
@@ -222,21 +222,21 @@ class FaultHook:
         return step in self._steps or step <= self._disk_until
 
     def wish(self) -> bool:
-        """Whether this rank has an order for a fault at a rate."""
-        return bool(self.state.orders[self.rank])
+        """Whether this rank has a pending request for a fault at a rate."""
+        return bool(self.state.requests[self.rank])
 
     def act(self, run: Any) -> None:
-        """Inject the faults of this step, unless it is a repeated step, and execute an order."""
-        if (order := int(self.state.orders[self.rank])) > 0:
-            self.state.orders[self.rank] = 0
-            self._happen(Fault(kind=KINDS[order - 1], rank=self.rank, step=max(1, run.step)), run)
+        """Inject the faults of this step, unless it is a repeated step, and that of a pending request."""
+        if (request := int(self.state.requests[self.rank])) > 0:
+            self.state.requests[self.rank] = 0
+            self._happen(Fault(kind=KINDS[request - 1], rank=self.rank, step=max(1, run.step)), run)
         if run.step in self._steps:
             self._steps.remove(run.step)
             for number, fault in enumerate(self.state.faults):
                 if fault.step == run.step and not self._before[number]:
                     self._begin(number, fault, run)
         if run.step >= self._disk_until:
-            vars(run.save.saver).pop("_write", None)
+            vars(run.save.saver).pop("_write", None)  # the end of a full disk: removes what ``_disk`` put there
 
     def _begin(self, number: int, fault: Fault, run: Any) -> None:
         if fault.kind == "disk":
@@ -315,21 +315,21 @@ def _flip(fault: Fault, run: Any) -> None:
 
 
 def _own(tensor: Any) -> Any:
-    from torch.distributed.tensor import DTensor  # here, so that this room loads without torch
+    from torch.distributed.tensor import DTensor  # here, so that ``resilience`` loads without torch
 
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _disk(fault: Fault, run: Any) -> None:
     saver, memory = run.save.saver, run.in_memory
-    write, turn = saver._write, threading.Lock()
+    write, lock = saver._write, threading.Lock()
 
     def on_full_disk(*arguments: Any) -> None:
         # The limit counts for the whole process, but a full disk does not affect the memory with the snapshots.
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         # too small for a checkpoint, large enough for the events of a rank
         size = max((path.stat().st_size for path in run.folder.glob("events*.jsonl")), default=0)
-        with turn:
+        with lock:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size + 2**16, hard))
             try:
                 write(*arguments)
@@ -338,13 +338,13 @@ def _disk(fault: Fault, run: Any) -> None:
 
     saver._write = on_full_disk
     if memory is not None:
-        apart = memory.saver._write
+        write_snapshot = memory.saver._write
 
-        def alone(*arguments: Any) -> None:
-            with turn:
-                apart(*arguments)
+        def locked_write(*arguments: Any) -> None:
+            with lock:
+                write_snapshot(*arguments)
 
-        memory.saver._write = alone
+        memory.saver._write = locked_write
 
 
 def _corrupt(fault: Fault, run: Any) -> None:

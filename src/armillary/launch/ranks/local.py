@@ -263,7 +263,7 @@ class _Team:
         for rank, kind in self.watch.clock.due(now, self.ranks):
             number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}.get(kind)
             if number is None:
-                self.faults.orders[self.slots[rank]] = 1 + KINDS.index(kind)
+                self.faults.requests[self.slots[rank]] = 1 + KINDS.index(kind)
             elif rank not in self.outcomes:
                 step = max(heartbeat.step for heartbeat in self.heartbeats.read())
                 self.watch.report("fault", step, culprit=rank, problem=kind, injected=True, ends=True)

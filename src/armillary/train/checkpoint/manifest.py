@@ -99,7 +99,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
         if folder.exists() or folder.is_symlink():
             raise ArmillaryError(
                 f"{folder}: not a folder (a file, or a broken link), but it should contain the checkpoints; "
-                "mount the disk that the link points to, or move it away"
+                "if it is a link, mount its target; if it is a file, move it away"
             )
         return []
     named = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
@@ -129,8 +129,9 @@ def verify_checkpoint(
 ) -> None:
     """Compare a checkpoint's manifest with its name and ``run``, and every file with its size and checksum.
 
-    Several readers can divide the files: each checks part ``part`` of ``parts``. Without ``run`` the checkpoint may
-    belong to any run. ``only``: the files that this machine has of a checkpoint in the memory of several.
+    Several readers can divide the checksums: each computes part ``part`` of ``parts``. Every reader checks all sizes.
+    Without ``run`` the checkpoint may belong to any run. ``only``: names of the files to check, for a snapshot whose
+    files are spread over the memory of several machines.
 
     Raises:
         DamagedFileError: a file is missing, torn or changed; one line for each.
@@ -203,11 +204,11 @@ class CheckpointReader(PieceReader):
         return {int(step): str(why) for step, why in self.manifest.get("skipped", {}).items()}
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
-        """The names and whole sizes of the weights in the checkpoint, without the optimizer state."""
+        """The names and full (unsharded) shapes of the weights in the checkpoint, without the optimizer state."""
         return {name: tuple(tensor["size"]) for name, tensor in self._index.items() if "/" not in name}
 
     def compare(self, sizes: Mapping[str, tuple[int, ...]]) -> None:
-        """Compare the whole sizes of all tensors with those of a model; reads no slice.
+        """Compare the full (unsharded) shapes of all tensors with those of a model; reads no slice.
 
         Raises:
             ForeignFileError: a tensor is missing, unexpected, or of another size.
@@ -223,7 +224,7 @@ class CheckpointReader(PieceReader):
         """The metrics up to this step, a row for each.
 
         Raises:
-            DamagedFileError: not a table of them.
+            DamagedFileError: the file cannot be read, or does not have one row per step.
         """
         if self._rows is None:
             file = self.folder / METRICS
@@ -234,7 +235,7 @@ class CheckpointReader(PieceReader):
                 raise DamagedFileError(f"{file}: cannot be read ({error}); {REMEDY}") from error
             if len(steps) != self.manifest["step"] or not np.array_equal(steps, np.arange(1, len(steps) + 1)):
                 raise DamagedFileError(
-                    f"{file}: lacks a row for each of {counted(self.manifest['step'], 'step')}; {REMEDY}"
+                    f"{file}: does not have one row for each of {counted(self.manifest['step'], 'step')}; {REMEDY}"
                 )
             self._rows = table
         return self._rows

@@ -184,7 +184,7 @@ class PieceReader:
         return None
 
     def states(self, name: str) -> dict[str, tuple[int, ...]]:
-        """Keys and whole sizes of the optimizer state of the parameter ``name``."""
+        """Keys and full (unsharded) shapes of the optimizer state of the parameter ``name``."""
         begin = f"{name}/"
         return {key[len(begin) :]: tuple(t["size"]) for key, t in self._index.items() if key.startswith(begin)}
 
