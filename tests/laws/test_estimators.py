@@ -304,7 +304,16 @@ class TestRegistered:
 
     def test_every_method_of_an_unfitted_law_says_so(self, kind):
         _, _, at = REGISTERED[kind]
-        given = {"N": 1e6, "D": 1e7, "size": 1e6, "peak_lr": 1e-3, "weights": [1, 1], "name": "X", "run": None}
+        given = {
+            "N": 1e6,
+            "D": 1e7,
+            "size": 1e6,
+            "peak_lr": 1e-3,
+            "weights": [1, 1],
+            "name": "X",
+            "run": None,
+            "other": 1e-3,
+        }
         given |= {"schedule": curves()[0], "given": curves()[0], "at": np.zeros((1, 2)), "X": at()}
         general = {"fit", "get_params", "set_params", "clone", "from_json"}
         checked = 0

@@ -49,7 +49,18 @@ def test_the_noise_pools_the_arms_and_its_interval_covers():
     assert inside / trials == pytest.approx(0.9, abs=0.03)
 
 
+def test_the_paired_noise_is_without_what_a_seed_does_to_all_arms():
+    rng, found = np.random.default_rng(0), []
+    for _ in range(300):
+        shared = rng.normal(0, 0.5, 3)
+        found.append(SeedNoise.paired([mean + shared + rng.normal(0, 0.02, 3) for mean in (3, 4, 5)]).std ** 2)
+    assert np.sqrt(np.mean(found)) == pytest.approx(0.02, rel=0.1)
+
+
 def test_wrong_input_is_refused():
+    for groups in ([np.ones(2)], [np.ones(2), np.ones(3)], [np.ones(1), np.ones(1)]):
+        with pytest.raises(UsageError, match="at least two arms with the same two or more seeds"):
+            SeedNoise.paired(groups)
     with pytest.raises(UsageError, match="no arm has two seeds"):
         SeedNoise.of([np.array([1.0])])
     with pytest.raises(UsageError, match="give one above 0"):

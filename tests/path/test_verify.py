@@ -124,7 +124,7 @@ def test_a_file_of_another_kind_is_refused_not_called_damaged(name, content, tmp
 
 def test_a_file_that_is_checked_with_its_folder_names_the_folder(folder):
     weights = run_of(folder) / "model.safetensors"
-    with pytest.raises(UsageError, match=f"give {weights.parent}, the run it lies in"):
+    with pytest.raises(UsageError, match=f"give {weights.parent}, the run it belongs to"):
         verify(weights)
     assert verify(run_of(folder) / "result.json").kind == "run"
 

@@ -44,9 +44,28 @@ class SeedNoise:
         freedom = sum(len(group) - 1 for group in groups if len(group) > 1)
         if freedom < 1:
             raise UsageError("no arm has two seeds; train one mixture with at least two seeds")
-        tail, total = (1 - checked_interval(interval)) / 2, float(sum(squares))
-        low, high = total / stats.chi2.isf(tail, freedom), total / stats.chi2.ppf(tail, freedom)
-        return cls(float(np.sqrt(total / freedom)), float(np.sqrt(low)), float(np.sqrt(high)), freedom)
+        return cls._of(float(sum(squares)), freedom, interval)
+
+    @classmethod
+    def paired(cls, groups: Sequence[Array], interval: float = 0.9) -> SeedNoise:
+        """The noise that remains if arms are compared seed by seed, as in ``best_of``: without what all arms share.
+
+        ``groups`` are losses [seeds] of each arm, in the same order of seeds.
+
+        Raises:
+            UsageError: fewer than two arms or seeds, or arms of different lengths.
+        """
+        if len(groups) < 2 or len({len(group) for group in groups}) != 1 or len(groups[0]) < 2:
+            raise UsageError("noise between pairs needs at least two arms with the same two or more seeds")
+        losses = np.array(groups)
+        rest = losses - losses.mean(1, keepdims=True) - losses.mean(0) + losses.mean()
+        return cls._of(float((rest**2).sum()), (losses.shape[0] - 1) * (losses.shape[1] - 1), interval)
+
+    @classmethod
+    def _of(cls, squares: float, freedom: int, interval: float) -> SeedNoise:
+        tail = (1 - checked_interval(interval)) / 2
+        low, high = squares / stats.chi2.isf(tail, freedom), squares / stats.chi2.ppf(tail, freedom)
+        return cls(float(np.sqrt(squares / freedom)), float(np.sqrt(low)), float(np.sqrt(high)), freedom)
 
 
 def power(difference: float, noise: float, seeds: int, arms: int, interval: float = 0.9) -> float:

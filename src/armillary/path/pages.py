@@ -583,7 +583,7 @@ def _mixture_part(evidence: Evidence, found: MixtureOutcome) -> report.MixturePa
                 spearman=found.spearman[i],
                 rmse=found.rmse[i],
                 form=max(found.forms[i], key=lambda name: found.forms[i][name]),
-                ratio=_ratio(found.signal[i], found.noise[i]) if found.signal else None,
+                ratio=_ratio(found.signal[i], found.paired_noise[i]) if found.signal else None,
             )
             for i, domain in enumerate(found.domains)
         ],
@@ -609,7 +609,7 @@ def _mixture_part(evidence: Evidence, found: MixtureOutcome) -> report.MixturePa
             measured=(measured @ weights).tolist(),
             spearman=found.target_spearman,
             rmse=float(np.sqrt(np.mean((predicted @ weights - measured @ weights) ** 2))),
-            ratio=_ratio(found.target_signal, found.target_noise) if found.signal else None,
+            ratio=_ratio(found.target_signal, found.target_paired_noise) if found.signal else None,
         ),
         reserve=report.Reserve(
             runs=sum(one.runs for one in found.rounds),

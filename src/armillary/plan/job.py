@@ -84,8 +84,7 @@ class Software:
     accumulate_bytes: float = 8.0
     logits_bytes: float = 10.0
     logits_bytes_tp: float | None = None
-    logits_block: int | None = None
-    head_gradient_bytes: float = 0.0
+    logits_bytes_pp: float = 0.0
     rotary_copies: int = 1
     gate_copies: int = 0
     stage_buffers: float = 0.0

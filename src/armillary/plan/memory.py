@@ -11,7 +11,6 @@ The overhead of the allocator (``fragmentation``) and the memory of the driver a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from armillary.plan.constants import Constants
@@ -202,11 +201,16 @@ def _rank_memory(
     logits = 0.0
     if rank == len(job.stages) - 1:
         each = software.logits_bytes if p.tp == 1 else software.logits_bytes_tp or software.logits_bytes
-        columns = shape.vocab_size / p.tp
-        numbers = (1 + job.extras.ahead) * p.micro_batch * job.length / p.cp * columns
-        logits = (each - job.number_bytes / 2 + 1) * min(numbers, software.logits_block or math.inf)
-        if p.pp > 1:
-            logits += software.head_gradient_bytes * columns * shape.d_model
+        each += software.logits_bytes_pp if p.pp > 1 else 0.0
+        logits = (
+            (1 + job.extras.ahead)
+            * (each - job.number_bytes / 2 + 1)
+            * p.micro_batch
+            * job.length
+            / p.cp
+            * shape.vocab_size
+            / p.tp
+        )
     # One backward pass frees activations as it fills gradients, if the step before has freed those.
     apart = min(state[1], (saved_bytes + logits) / GB) if software.frees_gradients and job.microbatches == 1 else 0.0
     live = sum(state) - apart + (saved_bytes + logits + gathered) / GB

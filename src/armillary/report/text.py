@@ -191,7 +191,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "form": ("Law", "定律形式"),
     "spearman": ("Rank correlation", "秩相关"),
     "rmse": ("RMSE", "均方根误差"),
-    "signal_to_noise": ("Spread over mixtures / noise between seeds", "配比间差异 / 种子间噪声"),
+    "signal_to_noise": ("Spread over mixtures / noise", "配比间差异 / 噪声"),
     "candidates_caption": (
         "Mixtures trained again at proxy size with new seeds. Above: the law's prediction (hollow, 90% interval). "
         "Below: each seed (small) and their mean (large).",

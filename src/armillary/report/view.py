@@ -52,7 +52,7 @@ class DomainFit:
     """The mixture law against the proxies for one validation domain, over the design's n runs.
 
     ``predicted[i]`` comes from a law fitted without run i (held out); ``form`` names the chosen form. ``ratio`` is the
-    spread over the design divided by the noise between seeds, None if it is unknown.
+    spread over the design divided by the noise between pairs of runs with one seed, None if it is unknown.
     """
 
     domain: str

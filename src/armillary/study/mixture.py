@@ -21,6 +21,7 @@ import numpy as np
 from armillary.laws import (
     MixtureLaw,
     Optimum,
+    SeedNoise,
     best_of,
     optimise_mixture,
     rank_correlation,
@@ -83,8 +84,9 @@ class MixtureOutcome(StageOutcome):
     ``inside`` the tried range, at the recipe's ``limits``, or still at the edge when the ``reserve`` was spent. It is
     empty in an outcome of an earlier version.
 
-    ``signal`` [v] and ``target_signal`` are the standard deviation over the design without the noise, relative to the
-    mean loss, as ``noise`` is. ``detectable`` is the difference in target loss that the confirmation was expected to
+    ``paired_noise`` [v] and ``target_paired_noise`` are the part of the noise that remains if mixtures are compared
+    seed by seed. ``signal`` [v] and ``target_signal`` are the standard deviation over the design without that part; all
+    are relative to the mean loss. ``detectable`` is the difference in target loss that the confirmation was expected to
     find with a chance of 80 %, stated before the design was trained.
     """
 
@@ -120,6 +122,8 @@ class MixtureOutcome(StageOutcome):
     stopped: Literal["", "inside", "limits", "reserve"] = ""
     signal: list[float] = []  # noqa: RUF012
     target_signal: float = 0.0
+    paired_noise: list[float] = []  # noqa: RUF012
+    target_paired_noise: float = 0.0
     detectable: float | None = None
 
     @property
@@ -225,13 +229,17 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
     repeated = [values for values in rows if len(values) > 1]
     noise = _noise(repeated, len(corpus.domains))
     target_noise = float(_noise([values @ weights[:, None] for values in repeated], 1)[0])
-    target_signal = signal_of(designed @ weights / (designed @ weights).mean(), target_noise)
+    paired = _paired_noise(repeated, noise)
+    target_paired = float(
+        _paired_noise([values @ weights[:, None] for values in repeated], np.array([target_noise]))[0]
+    )
+    target_signal = signal_of(designed @ weights / (designed @ weights).mean(), target_paired)
     choice = _choose(candidates, confirm, confirmed)
-    if choice.taken != NATURAL and choice.significant and target_signal < MIN_RATIO * target_noise:
+    if choice.taken != NATURAL and choice.significant and target_signal < MIN_RATIO * target_paired:
         reason = (
-            f"the target loss differs by {target_signal:.2%} between the mixtures of the design and by "
-            f"{target_noise:.2%} between seeds; a metric with a ratio below {MIN_RATIO:g} decides nothing, so the "
-            "natural mixture is used"
+            f"the target loss differs by {target_signal:.2%} between the mixtures of the design, and by "
+            f"{target_paired:.2%} between pairs of runs; a metric with a ratio below {MIN_RATIO:g} decides nothing, so "
+            "the natural mixture is used"
         )
         choice = replace(choice, taken=NATURAL, significant=False, reason=reason)
     edges = _edges(mixtures["candidate 1"], X, allowed)
@@ -261,8 +269,10 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
             found=lab.named(mixtures[choice.taken]),
             noise=noise.tolist(),
             target_noise=target_noise,
-            signal=[signal_of(column / column.mean(), own) for column, own in zip(designed.T, noise, strict=True)],
+            signal=[signal_of(column / column.mean(), own) for column, own in zip(designed.T, paired, strict=True)],
             target_signal=target_signal,
+            paired_noise=paired.tolist(),
+            target_paired_noise=target_paired,
             detectable=detectable,
             runs=proxies.runs,
             reason=choice.reason,
@@ -380,6 +390,14 @@ def _stopped(edges: Sequence[Edge]) -> Literal["inside", "limits", "reserve"]:
     if not edges:
         return "inside"
     return "reserve" if any(edge.by == "tried" for edge in edges) else "limits"
+
+
+def _paired_noise(groups: Sequence[np.ndarray], between: np.ndarray) -> np.ndarray:
+    """Relative noise [columns] without what all groups of one seed share; that ``between`` seeds if it is unknown."""
+    if len(groups) < 2 or len({len(group) for group in groups}) != 1:
+        return between
+    relative = [group / group.mean(axis=0) for group in groups]
+    return np.array([SeedNoise.paired([group[:, i] for group in relative]).std for i in range(len(between))])
 
 
 def _noise(groups: Sequence[np.ndarray], columns: int) -> np.ndarray:

@@ -19,17 +19,18 @@ from armillary.study.lab import FailedRun, Lab
 from armillary.study.proxies import MIN_MIXTURES, Design, train_confirmation
 
 TARGET = "target"
-# No mixture is chosen by a target whose spread over the design is below this multiple of the noise of a run.
+# No mixture is chosen by a target whose spread over the design is below this multiple of the noise between pairs.
 MIN_RATIO = 1.0
 
 
 class MetricPower(Document):
     """What runs of the study's size show about a metric, in nats per token.
 
-    ``noise`` is the standard deviation between seeds, with a 90 % interval. ``signal`` is the standard deviation over
-    mixtures without this noise, and ``ratio`` is signal over noise. ``detectable`` is the smallest difference that the
-    confirmation finds with a chance of 80 %. ``seeds`` are those that the requested difference needs; None if none was
-    requested, or if it needs more than 10,000.
+    ``noise`` is the standard deviation between seeds, with a 90 % interval. ``paired`` is the part of it that remains
+    if mixtures are compared seed by seed. ``signal`` is the standard deviation over mixtures of one seed without that
+    part, and ``ratio`` is signal over it. ``detectable`` is the smallest difference that the confirmation finds with a
+    chance of 80 %. ``seeds`` are those that the requested difference needs; None if none was requested, or if it needs
+    more than 10,000.
     """
 
     name: str
@@ -37,6 +38,7 @@ class MetricPower(Document):
     noise: float
     noise_low: float
     noise_high: float
+    paired: float
     signal: float
     ratio: float
     detectable: float
@@ -99,11 +101,13 @@ def study_power(lab: Lab, difference: float | None = None) -> PowerOutcome:
     for column, name in enumerate(names):
         losses = [group[:, column] for group in groups]
         noise = SeedNoise.of(losses)
+        same = len(losses) > 1 and len({len(values) for values in losses}) == 1
+        paired = SeedNoise.paired(losses).std if same else noise.std
         if len(designed) >= MIN_MIXTURES:
             spread, per_run = designed[:, column], 1.0
         else:
             spread, per_run = np.array([values.mean() for values in losses]), 1 / study.confirm_seeds
-        signal = signal_of(spread, noise.std, per_run)
+        signal = signal_of(spread, paired, per_run)
         metrics.append(
             MetricPower(
                 name=name,
@@ -111,8 +115,9 @@ def study_power(lab: Lab, difference: float | None = None) -> PowerOutcome:
                 noise=noise.std,
                 noise_low=noise.low,
                 noise_high=noise.high,
+                paired=paired,
                 signal=signal,
-                ratio=signal / noise.std if noise.std else math.inf,
+                ratio=signal / paired if paired else math.inf,
                 detectable=detectable(noise.std, study.confirm_seeds, number),
                 seeds=None if difference is None else seeds_needed(difference, noise.std, number),
             )
@@ -130,6 +135,8 @@ def study_power(lab: Lab, difference: float | None = None) -> PowerOutcome:
 
 def signal_of(losses: np.ndarray, noise: float, per_run: float = 1.0) -> float:
     """The standard deviation of ``losses`` [n] over mixtures without that of ``noise``; 0 if noise explains it all.
+
+    The losses are of one seed each, so the noise is that which mixtures of one seed do not share.
 
     ``per_run`` is the part of the noise's variance in each loss: 1 for single runs, 1 / seeds for means.
     """

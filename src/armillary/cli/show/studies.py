@@ -32,9 +32,18 @@ def show_mixture(found: Any) -> None:
 
 def show_power(found: Any) -> None:
     """Print noise, signal and the smallest difference found for every metric, best ratio first."""
-    columns = ["metric", "mean", "noise", "90 % interval", "signal", "signal/noise", "detectable"]
+    columns = ["metric", "mean", "noise", "90 % interval", "paired", "signal", "signal/paired", "detectable"]
     rows = [
-        [m.name, m.mean, m.noise, f"{m.noise_low:.4f} to {m.noise_high:.4f}", m.signal, f"{m.ratio:.3g}", m.detectable]
+        [
+            m.name,
+            m.mean,
+            m.noise,
+            f"{m.noise_low:.4f} to {m.noise_high:.4f}",
+            m.paired,
+            m.signal,
+            f"{m.ratio:.3g}",
+            m.detectable,
+        ]
         + ([] if found.difference is None else [m.seeds if m.seeds is not None else "over 10,000"])
         for m in found.metrics
     ]
