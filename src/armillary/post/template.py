@@ -231,9 +231,9 @@ class Renderer:
         alone, inside = (self._shown(tokens[max(0, shared - 4) : shared + 8]) for tokens in (part, whole))
         raise ChangedTurnsError(
             f"the chat template '{self.template}' renders the turns {what} differently within the whole conversation: "
-            f"{alone!r} alone, {inside!r} within it, from token {max(0, shared - 4)} on. Either it changes earlier turns, "
-            "or text runs together with what follows. Prompts would differ from the training text: give another template "
-            "with --template, or conversations of one answer"
+            f"{alone!r} alone, {inside!r} within it, from token {max(0, shared - 4)} on. Either it changes earlier "
+            "turns, or text runs together with what follows. Prompts would differ from the training text: give another "
+            "template with --template, or conversations of one answer"
         )
 
     def _shown(self, tokens: list[int]) -> str:
