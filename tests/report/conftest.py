@@ -100,7 +100,7 @@ def mixture_part(rng: np.random.Generator) -> MixturePart:
         uniform=weights(np.full(8, 1 / 8)),
         found=weights(FOUND),
         target_fit=fit("target", predicted, target, ""),
-        reserve=Reserve(8, NAMES[:2], "inside"),
+        reserve=Reserve(8, 4, NAMES[:2], "inside"),
     )
 
 

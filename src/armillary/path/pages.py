@@ -613,7 +613,8 @@ def _mixture_part(evidence: Evidence, found: MixtureOutcome) -> report.MixturePa
         ),
         reserve=report.Reserve(
             runs=sum(one.runs for one in found.rounds),
-            beyond=list(dict.fromkeys(edge.of for one in found.rounds for edge in one.edges)),
+            beyond=sum(one.runs for one in found.rounds if one.edges),
+            domains=list(dict.fromkeys(edge.of for one in found.rounds for edge in one.edges)),
             stopped=found.stopped,
         )
         if found.rounds

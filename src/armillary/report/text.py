@@ -157,6 +157,12 @@ STRINGS: dict[str, tuple[str, str]] = {
         "best mixture of the fit was at the edge of the tried range.",
         "其中 {runs} 个在首次拟合之后训练：首次拟合的最优配比位于所试范围的边缘，故把 {domains} 的权重推到原范围之外。",
     ),
+    "reserve_both": (
+        "{runs} of them were trained after a first fit: {beyond} with more extreme weights of {domains} than before, "
+        "since the best mixture of a fit was at the edge of the tried range, and {around} around the best mixture.",
+        "其中 {runs} 个在首次拟合之后训练：因拟合的最优配比位于所试范围的边缘，{beyond} 个把 {domains} 的权重"
+        "推到原范围之外；另 {around} 个围绕最优配比。",
+    ),
     "reserve_around": (
         "{runs} of them were trained after a first fit, around its best mixture.",
         "其中 {runs} 个在首次拟合之后围绕其最优配比训练。",

@@ -99,13 +99,14 @@ class MixtureChoice:
 class Reserve:
     """The last proxies of the mixture study, trained after a first fit.
 
-    ``beyond`` are the domains whose tried range they extend; without any, they surround the best mixture. ``stopped``
+    ``beyond`` of the ``runs`` extend the tried range of ``domains``; the others surround the best mixture. ``stopped``
     says where the best mixture lies in the end: ``inside``, at the ``limits``, or at an edge although the ``reserve``
     was spent.
     """
 
     runs: int
-    beyond: Sequence[str]
+    beyond: int
+    domains: Sequence[str]
     stopped: str
 
 
