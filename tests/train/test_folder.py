@@ -176,7 +176,7 @@ def test_checkpoints_that_cannot_be_reached_do_not_start_the_run_over(how, folde
         checkpoints.write_text("moved to the other disk")
     else:
         checkpoints.symlink_to(tmp_path / "disk")
-    with pytest.raises(ArmillaryError, match=f"{re.escape(str(checkpoints))}: not a folder .*mount the disk"):
+    with pytest.raises(ArmillaryError, match=f"{re.escape(str(checkpoints))}: not a folder .*mount its target"):
         train_run(make_spec(), tiny_corpus, folder)
     assert checkpoints in [problem.file for problem in verify_run(folder)]
     if how != "a file":
