@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from armillary.launch import InterruptedStudyError
 from armillary.study import anneal_study, mixture_study
 from fakes import FakeCorpus, make_lab, make_recipe
 
@@ -45,7 +46,7 @@ def test_a_limit_of_the_user_stops_the_search(tmp_path):
 
 def test_a_killed_study_ends_as_one_that_was_not(tmp_path):
     whole = mixture_study(make_lab(tmp_path / "whole"))
-    for after in (3, 9, 10, 11, 13):
+    for after in (1, 3, 9, 10, 11, 13, 15):
         lab = make_lab(tmp_path / f"{after}")
         run = lab.executor.run
 
@@ -53,11 +54,11 @@ def test_a_killed_study_ends_as_one_that_was_not(tmp_path):
             left = after - len(lab.executor.trained)
             if len(jobs) > left:
                 run(study, jobs[:left], progress)
-                raise InterruptedError
+                raise InterruptedStudyError("stopped")
             return run(study, jobs, progress)
 
         lab.executor.run = killed
-        with pytest.raises(InterruptedError):
+        with pytest.raises(InterruptedStudyError):
             mixture_study(lab)
         lab.executor.run = run
         assert mixture_study(lab) == whole, after
@@ -77,3 +78,24 @@ def test_a_study_of_an_earlier_version_is_not_trained_again(tmp_path):
     assert mixture_study(now) == before and anneal_study(now, before.found) and lab.executor.trained == trained
     assert mixture_study(replace(lab, recipe=make_recipe(study__mixture__reserve=0.25))) != before
     assert len(lab.executor.trained) > len(trained)
+
+
+@pytest.mark.parametrize("content", [{}, {"runs": []}, {"runs": None}, [], "text", {"runs": ["x"], "stopped": ""}])
+def test_an_outcome_that_is_none_of_an_earlier_version_changes_nothing(tmp_path, content):
+    lab = make_lab(tmp_path)
+    lab.store.record_stage("mixture", "foreign", content)
+    assert mixture_study(lab).rounds
+
+
+def test_ctrl_c_in_the_first_runs_ends_the_study(tmp_path):
+    """The natural and the uniform mixture are trained first; a stop there is not taken for an unknown noise."""
+    lab = make_lab(tmp_path)
+
+    def stopped(*_):
+        lab.executor.run = run
+        raise InterruptedStudyError("stopped")
+
+    run, lab.executor.run = lab.executor.run, stopped
+    with pytest.raises(InterruptedStudyError):
+        mixture_study(lab)
+    assert not lab.executor.trained

@@ -113,7 +113,7 @@ def layer_activations(job: Job) -> tuple[float, float, float]:
         mixed = boundary + norm + rows * (byte * h + 2 * 2 * wide) + 2 * 2 * shared_wide
         if not again:
             mixed += rows * (2 * h + byte * wide) + byte * shared_wide
-            if software.gate_copies:  # each sum of the shared expert and the others is a tensor of its own
+            if software.gate_copies:  # the sum of the shared expert and the others is stored separately
                 mixed += software.gate_copies * byte * (rows * wide + shared_wide) + (boundary if shared_wide else 0.0)
     tokens *= wider
     return tokens * (attention + dense), tokens * (attention + mixed), tokens * boundary

@@ -32,7 +32,7 @@ from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError, coun
 from armillary.study.lab import Edge, Lab, StageOutcome, Trained, laws_speak_of
 from armillary.study.limits import Allowed
 from armillary.study.proxies import MIN_MIXTURES, NATURAL, UNIFORM, Design, Proxies, different, train_confirmation
-from armillary.study.sensitivity import MIN_RATIO, signal_of, study_power
+from armillary.study.sensitivity import MIN_RATIO, UnknownNoiseError, signal_of, study_power
 
 # Minimum share of the designed runs for a law.
 _ENOUGH = 0.75
@@ -295,7 +295,7 @@ def _noise_first(lab: Lab) -> float | None:
     """State the power of the confirmation before the design is trained; None if the noise is unknown."""
     try:
         power = study_power(lab)
-    except ArmillaryError as error:  # the study itself reports lost runs, and may still have a result
+    except UnknownNoiseError as error:  # the study itself reports lost runs, and may still have a result
         lab.say(f"mixture: the noise between seeds is unknown: {error}")
         return None
     target = power.target

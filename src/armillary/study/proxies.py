@@ -124,12 +124,21 @@ def _concluded_earlier(lab: Lab, mixtures: np.ndarray, size: RunSize) -> bool:
     recipe, study = lab.recipe, lab.recipe.study.mixture
     if "reserve" in study.model_fields_set or "match_repetition" in recipe.study.model_fields_set:
         return False
-    concluded = [set(content["runs"]) for content in lab.store.stage_contents("mixture") if not content.get("stopped")]
+    concluded = [
+        set(content["runs"])
+        for content in lab.store.stage_contents("mixture")
+        # Damaged records are not looked at: the study then runs as a new one.
+        if isinstance(content, dict) and not content.get("stopped") and _is_list_of_runs(content.get("runs"))
+    ]
     if not concluded:
         return False
     plain = replace(size, text_share=1.0)
     runs = {_proxy(lab, plain, row, study.seed).id for row in mixtures}
     return any(done <= runs for done in concluded)
+
+
+def _is_list_of_runs(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(run, str) for run in value)
 
 
 def _proxy(lab: Lab, size: RunSize, mixture: np.ndarray, seed: int) -> RunSpec:

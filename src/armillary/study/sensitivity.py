@@ -23,6 +23,10 @@ TARGET = "target"
 MIN_RATIO = 1.0
 
 
+class UnknownNoiseError(ArmillaryError):
+    """No mixture has two seeds with a result."""
+
+
 class MetricPower(Document):
     """What runs of the study's size show about a metric, in nats per token.
 
@@ -74,7 +78,8 @@ def study_power(lab: Lab, difference: float | None = None) -> PowerOutcome:
 
     Raises:
         UsageError: a difference that is not above 0; the limits leave no design.
-        ArmillaryError: neither mixture has two seeds with a result.
+        UnknownNoiseError: neither mixture has two seeds with a result.
+        InterruptedStudyError: Ctrl-C; call again to resume.
     """
     if difference is not None and not 0 < difference < math.inf:
         raise UsageError(f"difference: {difference:g} is not possible; give nats per token above 0, such as 0.01")
@@ -90,7 +95,7 @@ def study_power(lab: Lab, difference: float | None = None) -> PowerOutcome:
     ]
     groups = [group for group in groups if len(group)]
     if all(len(group) < 2 for group in groups):
-        raise ArmillaryError(
+        raise UnknownNoiseError(
             f"power: no mixture has two seeds with a result; first cause: {trained.failed[0]}; the same command "
             "retries runs with a transient cause"
         )
