@@ -122,7 +122,7 @@ def test_a_batch_of_no_whole_sequences_names_the_nearest(question):
 def test_a_configuration_of_latent_attention_and_experts_is_the_published_shape(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps(DEEPSEEK))
-    assert read_model(path)[0] == known_model("DeepSeekV3")[0]
+    assert read_model(path)[0] == known_model("DeepSeekV3")[0] == read_model(tmp_path)[0]
     assert round(shape_of_config(DEEPSEEK).parameters / 1e9) == 671
 
 
@@ -143,5 +143,5 @@ def test_a_configuration_with_a_fault_names_its_key(changes, message):
 def test_a_damaged_configuration_is_refused(tmp_path):
     path = tmp_path / "config.json"
     path.write_text("{")
-    with pytest.raises(Exception, match=r"config\.json: the model's configuration cannot be read"):
+    with pytest.raises(UsageError, match=r"config\.json: the model's configuration cannot be read"):
         read_model(path)

@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armillary.recipe import DamagedFileError, ForeignFileError, read_json, read_sealed, write_sealed
+from armillary.recipe import (
+    DamagedFileError,
+    ForeignFileError,
+    UsageError,
+    model_json,
+    read_json,
+    read_sealed,
+    write_sealed,
+)
 
 READ = {"what": "test file", "newest": 2, "remedy": "write it again"}
 VALUES = st.recursive(
@@ -84,3 +92,17 @@ def test_a_whole_file_of_another_kind_is_damaged_where_its_fields_are_read(tmp_p
         DamagedFileError, match=f"{re.escape(str(path))}: is not a .*no field 'files'; {READ['remedy']}"
     ):
         document["files"]
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"a": "\xff"}', b"[" * 100_000])
+def test_a_damaged_file_of_a_model_is_a_wrong_input(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UsageError, match=r"config\.json: file of a model .*fetch the folder again"):
+        model_json(tmp_path / "config.json")
+
+
+def test_a_missing_file_of_a_model_is_empty_and_a_folder_in_its_place_is_not(tmp_path):
+    assert model_json(tmp_path / "config.json") == {}
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UsageError, match="is a folder"):
+        model_json(tmp_path / "config.json")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from armillary.generate.backend import Message
 from armillary.generate.chat import ChatTemplate, read_template
-from armillary.recipe import ArmillaryError, UsageError
+from armillary.recipe import ArmillaryError, UsageError, model_json
 
 _TORN = "\ufffd"  # the decoded form of an incomplete character
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte, in vocabularies that have a token for each
@@ -69,16 +67,16 @@ class ModelText:
             raise UsageError(
                 f"{path}: cannot be read as a tokenizer ({error}); the folder needs the tokenizer of its model"
             ) from error
-        config = _read(folder / "tokenizer_config.json")
+        config = model_json(folder / "tokenizer_config.json")
         named = {}
         for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
             token = config.get(name)
             token = token.get("content") if isinstance(token, dict) else token
             if isinstance(token, str):
                 named[name] = token
-        ends = _read(folder / "generation_config.json").get("eos_token_id")
+        ends = model_json(folder / "generation_config.json").get("eos_token_id")
         if ends is None:
-            ends = _read(folder / "config.json").get("eos_token_id")
+            ends = model_json(folder / "config.json").get("eos_token_id")
         if ends is None and "eos_token" in named:
             ends = tokenizer.token_to_id(named["eos_token"])
         found = [ends] if isinstance(ends, int) else ends or []
@@ -198,16 +196,3 @@ class TextStream:
 def _overlap(text: str, stop: str) -> int:
     """The length of the longest prefix of ``stop`` that ends ``text``."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty if the file does not exist."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); fetch the folder again") from error
-    if not isinstance(document, dict):
-        raise UsageError(f"{path}: is a JSON {type(document).__name__}, not an object; fetch the folder again")
-    return document

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError
 from armillary.plan.hardware_files import Accelerator, find_accelerator, read_accelerator
 from armillary.plan.software_files import family_names, software
 from armillary.recipe import (
+    DamagedFileError,
     Document,
     LargeRun,
     ModelShape,
@@ -80,14 +81,20 @@ def read_cluster(path: Path) -> tuple[ClusterSpec, str, Accelerator]:
 def read_model(path: Path) -> tuple[ModelShape, LargeRun | None]:
     """The shape in a file: a YAML file of a shape or of a large run (which is returned too), or a ``config.json``.
 
+    A folder stands for its ``config.json``.
+
     Raises:
         UsageError: the file has a problem, or describes a model that the planner has no times for.
     """
+    if path.is_dir():
+        path = path / "config.json"
     if path.suffix == ".json":
         try:
             return shape_of_config(read_json(path, "the model's configuration", _REMEDY)), None
         except FileNotFoundError as error:
             raise UsageError(f"{path}: no such file") from error
+        except DamagedFileError as error:  # the user's file, not one of ours
+            raise UsageError(str(error)) from error
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
     if "run" in read_yaml(path).keys:

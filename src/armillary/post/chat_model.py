@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 
 from armillary.model import Transformer, export_adapter, export_hf
 from armillary.post.plan import Dtype, TuningOptions
 from armillary.post.template import Renderer
-from armillary.recipe import UsageError
+from armillary.recipe import model_json
 from armillary.train import ADAPTER
 
 _TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
@@ -27,13 +26,13 @@ def export_chat(model: Transformer, source: Path, folder: Path, renderer: Render
     Raises:
         UsageError, ArmillaryError: as ``export_hf``.
     """
-    config = _json(source / "config.json")
+    config = model_json(source / "config.json")
     end = str(renderer.text.tokenizer.id_to_token(renderer.end))
     ends = sorted({renderer.end, *renderer.text.ends}, key=lambda token: token != renderer.end)
     stored = dtype or config.get("dtype") or config.get("torch_dtype") or "float32"
-    generation = {**_json(source / "generation_config.json"), "eos_token_id": ends[0] if len(ends) == 1 else ends}
+    generation = {**model_json(source / "generation_config.json"), "eos_token_id": ends[0] if len(ends) == 1 else ends}
     config |= {"eos_token_id": renderer.end, "dtype": stored, "torch_dtype": stored}
-    tokenizer = {**_json(source / "tokenizer_config.json"), "chat_template": renderer.chat.source}
+    tokenizer = {**model_json(source / "tokenizer_config.json"), "chat_template": renderer.chat.source}
     if "eos_token" not in renderer.chat.source:  # else the template would render a different text
         tokenizer["eos_token"] = end
     documents = {"config.json": config, "generation_config.json": generation, "tokenizer_config.json": tokenizer}
@@ -78,15 +77,5 @@ def export_tuned(tuned: Tuned, model: Transformer) -> None:
 
 def longest_context(folder: Path) -> int:
     """The longest context of a model in tokens."""
-    value = _json(folder / "config.json").get("max_position_embeddings")
+    value = model_json(folder / "config.json").get("max_position_embeddings")
     return value if isinstance(value, int) and value > 1 else 2048
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); fetch the folder again") from error
-    return value if isinstance(value, dict) else {}

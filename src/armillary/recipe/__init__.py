@@ -56,7 +56,15 @@ from armillary.recipe.run import (
     canonical_hash,
     decay_factor,
 )
-from armillary.recipe.sealed import DamagedFileError, ForeignFileError, read_json, read_sealed, sealed, write_sealed
+from armillary.recipe.sealed import (
+    DamagedFileError,
+    ForeignFileError,
+    model_json,
+    read_json,
+    read_sealed,
+    sealed,
+    write_sealed,
+)
 from armillary.recipe.shapes import (
     AttentionBlock,
     Block,
@@ -187,6 +195,7 @@ __all__ = [
     "lock",
     "measures",
     "metric_files",
+    "model_json",
     "one_line",
     "parse_budget",
     "passwords_in",

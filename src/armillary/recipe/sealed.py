@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from armillary.files import write_json
-from armillary.recipe.errors import ArmillaryError
+from armillary.recipe.errors import ArmillaryError, UsageError
 from armillary.recipe.run import canonical_hash
 
 _SEAL = "sha256"
@@ -100,3 +100,20 @@ def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise DamagedFileError(f"{path}: {what} is a JSON {type(document).__name__}, not an object; {remedy}")
     return document
+
+
+def model_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model's folder; empty if there is no such file.
+
+    Raises:
+        UsageError: it cannot be read or is no JSON object. The folder is the user's, so it is a wrong input.
+    """
+    remedy = "fetch the folder again"
+    try:
+        return read_json(path, "file of a model", remedy)
+    except FileNotFoundError:
+        return {}
+    except DamagedFileError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error

@@ -22,7 +22,8 @@ Table = Annotated[Path, typer.Argument(help="CSV with the columns of published t
 def find(
     context: typer.Context,
     model: Annotated[
-        Path | None, typer.Option(help="Shape or run file (YAML), or a config.json.", show_default=False)
+        Path | None,
+        typer.Option(help="Shape or run file (YAML), or a config.json (or its folder).", show_default=False),
     ] = None,
     cluster: Annotated[Path | None, typer.Option(help="YAML file of the cluster.", show_default=False)] = None,
     batch_tokens: Annotated[

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, model_json
 
 SPACE = "▁"
 # The types of pieces, with the same numbers in SentencePiece and GGUF.
@@ -112,13 +112,13 @@ def begin_of(folder: Path, vocabulary: Vocabulary) -> int | None:
 
 def tokenizer_config(folder: Path) -> dict[str, Any]:
     """The ``tokenizer_config.json`` of a folder, empty without one; raises UsageError if it cannot be read."""
-    return _object(folder / _CONFIG)
+    return model_json(folder / _CONFIG)
 
 
 def _added(folder: Path) -> dict[int, tuple[str, bool]]:
     """The tokens that the files beside a ``tokenizer.model`` add, and whether they are special, by number."""
     try:
-        listed = _object(folder / "added_tokens.json")
+        listed = model_json(folder / "added_tokens.json")
         found = {int(number): (str(token), False) for token, number in listed.items()}
         for number, about in (tokenizer_config(folder).get("added_tokens_decoder") or {}).items():
             found[int(number)] = str(about["content"]), bool(about.get("special"))
@@ -127,18 +127,6 @@ def _added(folder: Path) -> dict[int, tuple[str, bool]]:
     if (least := min(found, default=0)) < 0:
         raise UsageError(f"{folder}: an added token has the number {least}; fetch the folder again")
     return found
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); fetch the folder again") from error
-    if not isinstance(document, dict):
-        raise UsageError(f"{path}: is a JSON {type(document).__name__}, not an object; fetch the folder again")
-    return document
 
 
 def of_model(path: Path, size: int | None = None) -> Vocabulary:
