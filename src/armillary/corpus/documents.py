@@ -23,9 +23,9 @@ def cut(text: str, limit: int) -> Iterator[str]:
 
 
 def document_hash(text: str) -> bytes:
-    """BLAKE2b (16 bytes) of the text in Unicode NFC with every run of white space made one space and the ends stripped.
+    """BLAKE2b (16 bytes) of the text in Unicode NFC, with white space collapsed and stripped at the ends.
 
-    Two documents that differ only in line breaks, indentation or the spelling of accents have one hash.
+    Two documents that differ only in line breaks, indentation or the encoding of accents have the same hash.
     """
     normalised = " ".join(unicodedata.normalize("NFC", text).split())
     return hashlib.blake2b(normalised.encode(), digest_size=HASH_BYTES).digest()

@@ -6,7 +6,7 @@ A set of examples belongs to the corpus whose tokenizer made its tokens, and is 
         manifest.json   how many examples and tokens, sha256 of every file; sealed
         tokens.bin      token ids of all examples, one behind the other, in the corpus's type
         weights.bin     fp32 per token
-        ends.bin        int64 per example: where it ends in the two
+        ends.bin        int64 per example: its end in tokens.bin and weights.bin
 
 Every example ends with the corpus's end-of-text token, which has a nonzero weight, so that the model learns to stop.
 The weight of an example's first token has no effect, because no token of the example predicts it.

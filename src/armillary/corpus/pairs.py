@@ -3,10 +3,10 @@
 A set of pairs belongs to the corpus whose tokenizer made its tokens, and is named by its content hash::
 
     CORPUS/pairs/HASH/
-        manifest.json   how many pairs and tokens, the weights that the reference is of, sha256 of every file; sealed
+        manifest.json   how many pairs and tokens, hash of the reference model's weights, sha256 of every file; sealed
         tokens.bin      token ids of all answers with their prompts, chosen before rejected, in the corpus's type
         weights.bin     fp32 per token: 1 in the answer, else 0
-        ends.bin        int64 per answer: where it ends in the two
+        ends.bin        int64 per answer: its end in tokens.bin and weights.bin
         reference.bin   fp64 per answer: its log-probability under the reference
 
 The reference is computed once, with the initial weights of the runs on these pairs. The hash of these weights is part
@@ -38,7 +38,7 @@ PAIRS = SetKind(
 class Pair:
     """Two answers, each behind its prompt, and the log-probability of each under the reference, in nats.
 
-    Both are stored unchanged and must include their end token. Weights are 1 in the answer and 0 before and between.
+    Both are stored unchanged and must include their end token. Weights are 1 in the answer and 0 elsewhere.
     """
 
     chosen: Example
@@ -76,8 +76,8 @@ class Pairs:
 def write_pairs(corpus: Corpus, name: str, start: str, pairs: Iterable[Pair]) -> Pairs:
     """Write ``pairs`` beside ``corpus`` and open them; writing the same pairs again gives the same set.
 
-    ``start`` is the SHA-256 of the weights of the reference (``train.start_from``). ``name`` is the set's name in
-    results.
+    ``start`` is the SHA-256 of the weights of the reference (``train.start_from``). ``name`` names the
+    set in messages and results.
 
     Raises:
         UsageError: there are no pairs, or one of them is invalid: a token outside the vocabulary, weights other than 0

@@ -63,11 +63,13 @@ def write_logits(
 ) -> Tensor:
     """Write ``logits`` [b, n, vocab_size] (fp32) of the model in the folder ``model`` for ``tokens`` to ``out``.
 
-    Both are safetensors files. The weights are widened to fp32, and each sequence is computed whole, without a cache.
+    ``tokens`` and ``out`` are safetensors files. The weights are widened to fp32, and each sequence is computed in one
+    pass, without a cache.
     An older file ``out`` is replaced only with ``force``. Returns the logits.
 
     Raises:
         UsageError: as ``open_model`` and ``read_tokens``, a token outside of the vocabulary, or ``out`` exists.
+        IsADirectoryError: ``out`` is a folder.
         ArmillaryError: the weights cannot be read.
     """
     given = read_tokens(tokens)

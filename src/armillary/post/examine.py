@@ -1,4 +1,4 @@
-"""An examination on items: a model answers their questions, and verifiers judge the answers.
+"""Examine a model on items: it answers their questions, and verifiers judge the answers.
 
 Each set of items is one task of the examination, and each family of problems one subset of it. The folder has the
 format of every examination (``evaluate.results``), so ``evaluate compare`` can compare two models on the same items.
@@ -99,7 +99,8 @@ def examine_items(
     answers and of items.
 
     Raises:
-        UsageError: a file without items or texts, an item without a check, or a duplicate item; names file and item.
+        UsageError: a file without items or texts, an item without a check, or a duplicate item; the message names
+            file and item.
         ForeignFileError: the answers in ``out`` come from another model.
         ArmillaryError: a request failed, or the folder cannot be written.
     """

@@ -1,4 +1,4 @@
-"""Times of the day: when something ends that begins at a time and takes some minutes, or how long it takes."""
+"""Times of the day: the end of something from its start and duration, or the duration between two times."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def make(rng: random.Random, level: int, language: Language) -> Problem:
 
 
 def read(text: str) -> str | None:
-    """By the library's arithmetic of times."""
+    """The answer from the text, computed with ``datetime``."""
     times = [(int(h), int(m)) for h, m in re.findall(r"(?<!\d)(\d{1,2})[:：](\d{2})(?!\d)", text)]
     rest = re.sub(r"\d{1,2}[:：]\d{2}", "", text)
     minutes = re.findall(r"(\d+)\s*(?:minutes|minute|分钟)", rest)

@@ -1,4 +1,4 @@
-"""The verb ``post run``: a whole post-training from its recipe."""
+"""The verb ``post run``: all stages of a post-training from its recipe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(
     language: LanguageOption = "en",
     as_json: JsonOption = False,
 ) -> None:
-    """Run a whole post-training, from questions to an examined model, with paired comparisons; resumes.
+    """Run all stages of a post-training, from questions to an examined model, with paired comparisons; resumes.
 
     The folder also has a report, report.html (report.zh.html).
 
