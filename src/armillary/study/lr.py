@@ -8,9 +8,9 @@ The law gives every size of the ladder and the target its own rate. These replac
   expected loss among those of which this holds, since the best rate of a size far beyond the runs is uncertain;
 - at the largest tuned size, runs with new seeds are significantly better at the tuned rate than at the rule's.
 
-Trade-offs: the decision is one for the ladder and the target together. A ladder that follows the rule at some sizes and
-the law at others would bend, and the scaling law would take the bend for an effect of size. One seed trains the whole
-grid, so rates are compared on the same batches. A run that diverged has no loss and limits the tuned rates instead.
+Trade-offs: ladder and target use the same decision. If some sizes used the rule and others the law, the scaling law
+would mistake the switch for an effect of size. One seed trains the whole grid, so rates are compared on the same
+batches. A run that diverged has no loss and limits the tuned rates instead.
 """
 
 from __future__ import annotations
