@@ -17,7 +17,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "studies": ("Studies", "研究"),
     "runs": ("Runs", "训练"),
     "predictions": ("Predictions", "预测"),
-    "goodput": ("Goodput", "有效吞吐"),
+    "goodput": ("Goodput", "训练时间利用率"),
     "examinations": ("Examinations", "评测"),
     "lineage": ("Lineage", "溯源"),
     "skip": ("Skip to the content", "跳到正文"),
