@@ -20,7 +20,7 @@ import fakes
 from armillary.console.pages import examinations
 from armillary.recipe import RunSpec
 from armillary.store import Reader, RunFilter, Store
-from armillary.study import Annealing, lr_study
+from armillary.study import Annealing, anneal_study, lr_study
 
 PAGES = ("/", "/studies", "/runs", "/predictions", "/goodput", "/examinations", "/lineage", "/compare")
 
@@ -101,6 +101,23 @@ def test_a_learning_rate_study_shows_its_choice_its_runs_and_the_rates(
     assert shown.count('<circle class="dot') + shown.count('<path class="dot') >= len(outcome.points)
     assert shown.count("<tr>") > len(outcome.sizes) and "<pre>" not in shown
     assert ok(here, "/studies/0?name=lr")
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_study_says_what_lies_beyond_the_edge(workspace, client, tmp_path, language):
+    store = Store(workspace / "store")
+    recipe = fakes.make_recipe(study__anneal={"shares": [0.05, 0.1], "reserve": 1})
+    lab = fakes.make_lab(tmp_path / "unused", recipe)
+    outcome = anneal_study(replace(lab, store=store, executor=fakes.FakeExecutor(store)), {"a": 0.4, "b": 0.6})
+    store.close()
+    assert outcome.rounds and outcome.stopped == "reserve"
+    here = client(workspace)
+    here.get(f"/set?language={language}&theme=dark&back=/")
+    address = next(link for link in links(ok(here, "/")) if link.startswith("/outcomes/0/anneal/"))
+    shown = ok(here, address)
+    said = {"en": "of them were trained after the first results", "zh": "在得出首批结果之后训练"}
+    end = {"en": "still at the edge of the tried range", "zh": "仍位于所试范围的边缘"}
+    assert said[language] in shown and end[language] in shown
 
 
 def test_predictions_show_interval_verdict_calibration_chain_and_budget(built, client):

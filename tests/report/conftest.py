@@ -156,6 +156,8 @@ def anneal_part(rng: np.random.Generator) -> AnnealPart:
         high=0.003,
         curves=curves,
         law=law,
+        further=2,
+        stopped="inside",
     )
 
 

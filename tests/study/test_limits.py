@@ -150,7 +150,7 @@ def test_an_optimum_at_the_end_of_what_was_tried_is_named(tmp_path):
 
 def test_an_annealing_at_the_end_of_what_was_tried_is_named(tmp_path):
     def edges(shares):
-        lab = make_lab(tmp_path / str(shares), make_recipe(study__anneal__shares=shares, study__anneal__sharpen=[1]))
+        lab = make_lab(tmp_path / str(shares), make_recipe(study__anneal={"shares": shares, "reserve": 0}))
         return along(lab)["anneal"].edges
 
     # The losses are lowest for a decay over a quarter of the steps.

@@ -181,6 +181,16 @@ STRINGS: dict[str, tuple[str, str]] = {
     "not_compared": ("Chosen: {taken}. {reason}", "采用：{taken}。{reason}"),
     "found_mixture": ("Mixture found", "所得配比"),
     "branches": ("Endings", "收尾"),
+    "further_runs": (
+        "{runs} of them were trained after the first results, beyond the tried range or around the best option.",
+        "其中 {runs}在得出首批结果之后训练，位于所试范围之外，或围绕最优选项。",
+    ),
+    "stopped_inside": ("The best option lies inside the tried range.", "最优选项位于所试范围之内。"),
+    "stopped_limits": ("The best option lies at a limit.", "最优选项位于限制上。"),
+    "stopped_reserve": (
+        "The best option is still at the edge of the tried range.",
+        "最优选项仍位于所试范围的边缘。",
+    ),
     "branches_lead": (
         "Target loss of each ending, one dot per seed; the chosen one is shaded.",
         "每种收尾的目标损失，每个种子一个点；选定项带底色。",

@@ -202,6 +202,8 @@ class _Pages:
             low=found.low,
             high=found.high,
             curves=curves,
+            further=sum(one.runs for one in found.rounds) // len(found.branches[0].runs),
+            stopped=found.stopped,
             law=None
             if found.curve is None
             else report.CurveLaw(
@@ -529,7 +531,8 @@ class _Pages:
                 continue
             if outcome.reason:
                 self.notes.append(report.Note("reason", stage, self._local(outcome.reason)))
-            for edge in outcome.edges:
+            # The section of the annealing says by itself that the best one is at a limit.
+            for edge in outcome.edges if stage != "anneal" else [one for one in outcome.edges if one.by == "tried"]:
                 what = f"edge_{edge.by}" if stage == "mixture" else f"edge_{edge.of}"
                 value = f"{edge.value:.3g}" if edge.of in ("sharpen", "lr") else f"{100 * edge.value:.3g}%"
                 self.notes.append(report.Note(what, edge.of if stage == "mixture" else "", value, end=edge.end))

@@ -271,8 +271,12 @@ class MixtureStudy(Document):
 class AnnealStudy(Document):
     """Branches that decay from one stable trunk: each share of the budget with each shape and annealing mixture.
 
-    ``sharpen`` lists exponents: the mixture found, each weight raised to it and normalised (1 keeps the mixture).
+    ``sharpen`` lists exponents: the mixture found, each weight raised to it and normalised (1 keeps the mixture). If
+    the best annealing has the largest or smallest share, or the largest exponent, up to ``reserve`` further annealings
+    are trained beyond it, at most with the share ``max_share`` and the exponent ``max_sharpen``.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("reserve", "max_share", "max_sharpen")
 
     depth: int = Field(default=2, ge=1)
     tokens: int = Field(default=400_000, ge=1)
@@ -280,10 +284,18 @@ class AnnealStudy(Document):
     shapes: tuple[Decay, ...] = Field(default=("linear", "1-sqrt"), min_length=1)
     sharpen: tuple[Power, ...] = Field(default=(1.0,), min_length=1)
     seeds: int = Field(default=2, ge=2)
+    reserve: int = Field(default=3, ge=0, le=20)
+    max_share: PositiveShare = 1.0
+    max_sharpen: Power = 8.0
 
     @model_validator(mode="after")
     def _each_branch_once(self) -> Self:
-        return _unless(_repeated(self, "shares", "shapes", "sharpen"), self)
+        problems = _repeated(self, "shares", "shapes", "sharpen")
+        for field, listed in (("max_share", self.shares), ("max_sharpen", self.sharpen)):
+            largest, limit = max(listed), getattr(self, field)
+            if field in self.model_fields_set and limit < largest:
+                problems.append(FieldError(f"is {limit:g}, below the largest value listed ({largest:g})", field))
+        return _unless(problems, self)
 
 
 class LadderStudy(Document):

@@ -290,6 +290,23 @@ STRINGS: dict[str, tuple[str, str]] = {
         "选定参照方案：在最后 {share} 的训练步上衰减（{shape}），采用{mixture}。{others}均未显著更优；均值最低的是 "
         "{best}（{difference}）。",
     ),
+    "anneal_further": (
+        "{further} of them were trained after the others, since the best one until then was at the edge of those "
+        "tried: the shortest or longest decay, or the largest power.",
+        "其中 {further} 种在其余方式之后训练：此前最优的方式位于所试范围的边缘（衰减最短或最长，或幂次最大）。",
+    ),
+    "anneal_stopped_inside": (
+        "The lowest mean in the end lies inside the tried range.",
+        "最终均值最低的方式位于所试范围之内。",
+    ),
+    "anneal_stopped_limits": (
+        "The lowest mean in the end lies at a limit: of the study or of the mixtures.",
+        "最终均值最低的方式位于限制上（研究的限制或配比的限制）。",
+    ),
+    "anneal_stopped_reserve": (
+        "The lowest mean in the end is still at the edge of the tried range.",
+        "最终均值最低的方式仍位于所试范围的边缘。",
+    ),
     "anneal_name": ("{share} {shape}, {mixture}", "{share} {shape}，{mixture}"),
     "anneal_caption": (
         "Left: learning rates of the endings. Right: target loss by length of the decay; small dots are seeds, "

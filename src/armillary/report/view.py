@@ -194,7 +194,8 @@ class AnnealPart:
 
     ``reference`` is the usual choice; ``best`` is the other complete branch with the lowest mean, or None.
     ``difference`` is the target loss of ``best`` minus that of ``reference``; ``significant`` says whether it is better
-    beyond chance. If not, ``chosen`` is the reference.
+    beyond chance. If not, ``chosen`` is the reference. The last ``further`` branches lie beyond the edge of the others;
+    ``stopped`` says where the best branch lies in the end, as in ``Reserve``. It is empty if that is unknown.
     """
 
     branches: Sequence[AnnealRow]
@@ -207,6 +208,8 @@ class AnnealPart:
     high: float = 0.0
     curves: Sequence[LrCurve] = ()
     law: CurveLaw | None = None
+    further: int = 0
+    stopped: str = ""
 
 
 @dataclass(frozen=True)

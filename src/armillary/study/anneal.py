@@ -2,7 +2,8 @@
 
 All branches end at the same total of tokens, so they answer one question: how much of the budget should be annealing,
 in which shape, and on which mixture? The trunk is trained once, yet each branch is bit for bit the same run as one
-trained from the beginning.
+trained from the beginning. If the best annealing lies at an edge of those listed, further ones are trained beyond it,
+until the best lies inside, at a limit, or the reserve is spent.
 """
 
 from __future__ import annotations
@@ -15,15 +16,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from armillary.launch import Job
 from armillary.laws import AnnealLaw, Curve, HeldOutCurve, SetAsideWarning, best_of, best_schedule
-from armillary.recipe import ArmillaryError, DamagedFileError, Document, RunSpec
+from armillary.recipe import AnnealStudy, ArmillaryError, DamagedFileError, Document, RunSpec
 from armillary.store import Store
-from armillary.study.lab import Annealing, Edge, Lab, RunSize, StageOutcome
+from armillary.study.lab import (
+    Annealing,
+    Edge,
+    Lab,
+    Round,
+    RunSize,
+    StageOutcome,
+    Stopped,
+    Trained,
+    stopped_at,
+)
 from armillary.study.proxies import Design
+from armillary.study.sizing import BEYOND, further_annealings
 
 # The usual choice without a study; another is taken only if it is significantly better.
 _USUAL_SHARE = 0.2
 _SEED = 2000
+
+# No further annealing is shorter than this share of the steps.
+_LEAST_SHARE = 0.02
+# Decimals of a further share or exponent.
+_DIGITS = 4
 
 # Points of a training curve, each a mean over the steps between; a single batch is too noisy for a law.
 _POINTS = 40
@@ -73,7 +91,9 @@ class AnnealOutcome(StageOutcome):
     """The outcome of the annealing study; ``difference`` is the best branch's target loss minus the reference's.
 
     ``reason`` explains an annealing that was not compared, or an unusual reference. ``edges`` are the share and the
-    sharpening of the best branch if they lie at an end of the tried range.
+    sharpening of the best branch if they lie at an end of the tried range. ``rounds`` describes the runs trained beyond
+    such an end, and ``stopped`` says where the best branch lies in the end: ``inside``, at ``limits``, or at an edge
+    although the ``reserve`` was spent. It is empty in an outcome of an earlier version.
     """
 
     tokens: int
@@ -90,6 +110,8 @@ class AnnealOutcome(StageOutcome):
     reason: str = ""
     edges: list[Edge] = []  # noqa: RUF012 (pydantic copies it)
     trunks: list[str] = []  # noqa: RUF012
+    rounds: list[Round] = []  # noqa: RUF012
+    stopped: Stopped = ""
 
     @property
     def study_runs(self) -> dict[str, list[str]]:
@@ -108,37 +130,19 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
     shape = lab.shape(recipe.model.family, study.depth)
     steps = lab.steps(lab.plan.tokens["anneal"])
     matched = 1.0 if Design.of(lab).earlier else lab.matched(steps)
-    specs = _branches(
-        lab, RunSize(shape, steps, round(recipe.training.warmup_share * steps), text_share=matched), mixture
-    )
-    every = [spec for group in specs.values() for spec in group]
-    names = {option: option.name for option in specs}
-    key = lab.key(every, [option.model_dump() for option in specs], recipe.training)
-    known = lab.stored("anneal", key, AnnealOutcome)
+    tried = _Tried(lab, RunSize(shape, steps, round(recipe.training.warmup_share * steps), text_share=matched), mixture)
+    key, known = _recorded(lab, tried.specs)
     if known is not None:
         return known
-    jobs = lab.with_trunks(every)
-    owners = {spec.id: names[option] for option, group in specs.items() for spec in group}
-    trained = lab.train("anneal", jobs, owners)
-    losses = {run: lab.target_loss(result) for run, result in trained.results.items()}
-    branches = [
-        Branch(
-            annealing=option,
-            measured=[losses[spec.id] for spec in group if spec.id in losses],
-            runs=[spec.id for spec in group],
-            losses={spec.id: losses[spec.id] for spec in group if spec.id in losses},
-        )
-        for option, group in specs.items()
-    ]
-    complete = {b.annealing: b.measured for b in branches if trained.complete(specs[b.annealing])}
-    usual = _nearest_to_usual([o for o in specs if o.sharpen == 1] or list(specs), specs)
-    candidates = [o for o in specs if o.sharpen == 1 and o in complete] or [o for o in specs if o in complete]
-    if not candidates:
-        raise ArmillaryError(
-            f"anneal: no annealing has all its runs; first cause: {trained.failed[0]}; the same command "
-            "retries runs with a transient cause"
-        )
-    reference = _nearest_to_usual(candidates, specs)
+    tried.train_listed()
+    listed = list(tried.specs)  # the reference is one of these: further annealings are no usual choice
+    usual = _nearest_to_usual([o for o in listed if o.sharpen == 1] or listed, listed)
+    tried.train_beyond(further_annealings(study))
+    lab.drop_trunks(tried.jobs, tried.trained)
+    complete, specs = tried.complete(), tried.specs
+    names = {option: option.name for option in specs}
+    possible = [option for option in listed if option in complete]
+    reference = _nearest_to_usual([o for o in possible if o.sharpen == 1] or possible, listed)
     reason = ""
     if reference != usual:
         reason = f"{usual.name} lacks some runs, so {reference.name} is the reference instead"
@@ -151,7 +155,7 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
         best, significant, difference, low, high = reference, False, 0.0, 0.0, 0.0
         if len(specs) > 1:
             reason = f"only {reference.name} has all its runs, so it is used without a comparison"
-    leading = min(complete, key=lambda option: float(np.mean(complete[option])))
+    branches, edges = tried.branches(), tried.edges()
     return lab.conclude(
         "anneal",
         key,
@@ -165,47 +169,170 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
             high=high,
             significant=significant,
             taken=best if significant else reference,
-            trunk_tokens=max((job.spec.tokens for job in jobs if job.keep), default=0),
+            trunk_tokens=max((job.spec.tokens for job in tried.jobs if job.keep), default=0),
             curve=_curve(lab, branches),
             reason=reason,
-            edges=_edges(leading, list(complete)),
-            trunks=[job.spec.id for job in jobs if job.spec.id not in owners],
-            failed=trained.failed,
+            edges=edges,
+            trunks=[job.spec.id for job in tried.jobs if job.spec.id not in tried.owners],
+            failed=tried.trained.failed,
+            rounds=tried.rounds,
+            stopped=stopped_at(edges),
         ),
     )
 
 
-def _branches(lab: Lab, size: RunSize, mixture: dict[str, float]) -> dict[Annealing, list[RunSpec]]:
-    """The runs of each annealing of the recipe, one per seed."""
+def _recorded(lab: Lab, specs: Mapping[Annealing, Sequence[RunSpec]]) -> tuple[str, AnnealOutcome | None]:
+    """The key of the study of these listed annealings, and its recorded outcome, if any.
+
+    The key of a study that can train nothing beyond the list is that of earlier versions. A study that an earlier
+    version concluded is kept as it is, unless the recipe asks for further annealings.
+    """
     study = lab.recipe.study.anneal
-    seeds = [_SEED + i for i in range(study.seeds)]
-    specs: dict[Annealing, list[RunSpec]] = {}
-    for power in study.sharpen:
-        for curve in study.shapes:
-            for share in study.shares:
-                option = Annealing(share=share, shape=curve, sharpen=power)
-                group = [lab.annealed(size, option, mixture, seed) for seed in seeds]
-                # Limits can undo a sharpening, and with few steps two shares can coincide; the run is then the same.
-                if group[0] not in [others[0] for others in specs.values()]:
-                    specs[option] = group
-    return specs
+    every, options = [spec for group in specs.values() for spec in group], [option.model_dump() for option in specs]
+    earlier = lab.key(every, options, lab.recipe.training)
+    if not further_annealings(study):
+        return earlier, lab.stored("anneal", earlier, AnnealOutcome)
+    key = lab.key(every, options, lab.recipe.training, study.reserve, study.max_share, study.max_sharpen)
+    known = lab.stored("anneal", key, AnnealOutcome)
+    if known is None and not study.model_fields_set & set(study.later):
+        old = lab.stored("anneal", earlier, AnnealOutcome)
+        known = old if old is not None and not old.stopped else None
+    return key, known
 
 
-def _nearest_to_usual(options: Sequence[Annealing], order: Mapping[Annealing, object]) -> Annealing:
-    places = list(order)
-    return min(options, key=lambda option: (abs(option.share - _USUAL_SHARE), places.index(option)))
+class _Tried:
+    """The annealings of the study with a run per seed each: those that the recipe lists, and those beyond them."""
+
+    def __init__(self, lab: Lab, size: RunSize, mixture: dict[str, float]) -> None:
+        study = lab.recipe.study.anneal
+        self._lab, self._size, self._mixture = lab, size, mixture
+        self.specs: dict[Annealing, list[RunSpec]] = {}
+        self.jobs: list[Job] = []
+        self.owners: dict[str, str] = {}
+        self.trained = Trained({}, [])
+        self.rounds: list[Round] = []
+        listed = [
+            Annealing(share=share, shape=curve, sharpen=power)
+            for power in study.sharpen
+            for curve in study.shapes
+            for share in study.shares
+        ]
+        self.specs = self._new(listed)
+
+    def train_listed(self) -> None:
+        """Train the annealings of the recipe.
+
+        Raises:
+            ArmillaryError: none has all its runs.
+        """
+        # The trunks keep checkpoints for longer decays, in case the longest listed one is best.
+        later, share = [], max(option.share for option in self.specs)
+        for _ in range(further_annealings(self._study)):
+            share = self._next("share", share, "high")
+            later += self._runs(next(iter(self.specs)).model_copy(update={"share": share}))
+        every = [spec for group in self.specs.values() for spec in group]
+        self._train(self._lab.with_trunks(every, later), self.specs)
+        if not self.complete():
+            raise ArmillaryError(
+                f"anneal: no annealing has all its runs; first cause: {self.trained.failed[0]}; the same command "
+                "retries runs with a transient cause"
+            )
+
+    def train_beyond(self, reserve: int) -> None:
+        """Train at most ``reserve`` further annealings beyond the edges that the best one touches."""
+        while reserve and not any(row.passing for row in self.trained.failed):
+            edges = [edge for edge in self.edges() if edge.by == "tried"]
+            moved = {edge.of: self._next(edge.of, edge.value, edge.end) for edge in edges}
+            options = [self._best.model_copy(update={name: value}) for name, value in moved.items()]
+            if len(moved) > 1:
+                options.append(self._best.model_copy(update=moved))
+            further = dict(list(self._new(options).items())[:reserve])
+            if not further:
+                return
+            self._lab.say(f"anneal: beyond the edge of those tried: {', '.join(option.name for option in further)}")
+            self.specs |= further
+            runs = [spec for group in further.values() for spec in group]
+            self._train(self._lab.from_trunks(runs, self.jobs), further)
+            self.rounds.append(Round(runs=len(runs), edges=edges))
+            reserve -= len(further)
+
+    def complete(self) -> dict[Annealing, list[float]]:
+        """The target losses of each annealing that has all its runs, in the order of the seeds."""
+        return {
+            option: [self._lab.target_loss(self.trained.results[spec.id]) for spec in group]
+            for option, group in self.specs.items()
+            if self.trained.complete(group)
+        }
+
+    def branches(self) -> list[Branch]:
+        """A row for each annealing."""
+        losses = {run: self._lab.target_loss(result) for run, result in self.trained.results.items()}
+        return [
+            Branch(
+                annealing=option,
+                measured=[losses[spec.id] for spec in group if spec.id in losses],
+                runs=[spec.id for spec in group],
+                losses={spec.id: losses[spec.id] for spec in group if spec.id in losses},
+            )
+            for option, group in self.specs.items()
+        ]
+
+    def edges(self) -> list[Edge]:
+        """The share of the best annealing if it is at either end of those tried, its sharpening if at the upper end.
+
+        An end is a limit if the next value is not allowed, or if the recipe's limits on mixtures undo its effect.
+        """
+        best, found = self._best, []
+        for name, ends in (("share", ("low", "high")), ("sharpen", ("high",))):
+            values = [getattr(option, name) for option in self.specs]
+            value = getattr(best, name)
+            for end, last in (("low", min(values)), ("high", max(values))):
+                if end in ends and value == last and min(values) < max(values):
+                    moved = best.model_copy(update={name: self._next(name, value, end)})
+                    by = "limits" if self._runs(moved)[0] == self.specs[best][0] else "tried"
+                    found.append(Edge(of=name, value=value, end=end, by=by))
+        return found
+
+    @property
+    def _best(self) -> Annealing:
+        complete = self.complete()
+        return min(complete, key=lambda option: float(np.mean(complete[option])))
+
+    @property
+    def _study(self) -> AnnealStudy:
+        return self._lab.recipe.study.anneal
+
+    def _next(self, name: str, value: float, end: str) -> float:
+        """The next value beyond ``value``; ``value`` itself at a limit."""
+        if end == "low":
+            return min(value, max(_LEAST_SHARE, round(value / BEYOND, _DIGITS)))
+        limit = self._study.max_share if name == "share" else self._study.max_sharpen
+        return max(value, min(limit, round(value * BEYOND, _DIGITS)))
+
+    def _runs(self, option: Annealing) -> list[RunSpec]:
+        seeds = [_SEED + i for i in range(self._study.seeds)]
+        return [self._lab.annealed(self._size, option, self._mixture, seed) for seed in seeds]
+
+    def _new(self, options: Sequence[Annealing]) -> dict[Annealing, list[RunSpec]]:
+        """The runs of those ``options`` that differ from all others.
+
+        Limits can undo a sharpening, and with few steps two shares can coincide; the run is then the same.
+        """
+        found: dict[Annealing, list[RunSpec]] = {}
+        for option in options:
+            group = self._runs(option)
+            if group[0] not in [others[0] for others in (*self.specs.values(), *found.values())]:
+                found[option] = group
+        return found
+
+    def _train(self, jobs: list[Job], options: Mapping[Annealing, Sequence[RunSpec]]) -> None:
+        self.owners |= {spec.id: option.name for option, group in options.items() for spec in group}
+        self.jobs += jobs
+        self.trained += self._lab.train("anneal", jobs, self.owners)
 
 
-def _edges(best: Annealing, tried: Sequence[Annealing]) -> list[Edge]:
-    """The share of ``best`` if it is at either end of those tried, and its sharpening if at the upper end."""
-    edges = []
-    for name, ends in (("share", ("low", "high")), ("sharpen", ("high",))):
-        values = [getattr(option, name) for option in tried]
-        value = getattr(best, name)
-        for end, limit in (("low", min(values)), ("high", max(values))):
-            if end in ends and value == limit and min(values) < max(values):
-                edges.append(Edge(of=name, value=value, end=end, by="tried"))
-    return edges
+def _nearest_to_usual(options: Sequence[Annealing], order: Sequence[Annealing]) -> Annealing:
+    return min(options, key=lambda option: (abs(option.share - _USUAL_SHARE), order.index(option)))
 
 
 def _curve(lab: Lab, branches: Sequence[Branch]) -> CurveForecast | None:

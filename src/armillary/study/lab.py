@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import ValidationError, model_validator
@@ -138,12 +138,38 @@ class Edge(Document):
     by: str
 
 
+class Round(Document):
+    """``runs`` further runs of a study, trained after its first ones.
+
+    They lie beyond the ``edges`` of the tried range that the best option so far touched, or around it if it touched
+    none.
+    """
+
+    runs: int
+    edges: list[Edge]
+
+
+# Where the best option lies when a study trains no further runs: inside the tried range, at a limit, or still at an
+# edge when the reserve was spent. Outcomes of earlier versions have none of these.
+Stopped = Literal["", "inside", "limits", "reserve"]
+
+
+def stopped_at(edges: Sequence[Edge]) -> Stopped:
+    """Why a study trains no further runs, by the edges of its best option."""
+    if not edges:
+        return "inside"
+    return "reserve" if any(edge.by == "tried" for edge in edges) else "limits"
+
+
 @dataclass(frozen=True)
 class Trained:
     """The outcome of a study's runs: results by run id, and a row per run without one."""
 
     results: dict[str, RunResult]
     failed: list[FailedRun]
+
+    def __add__(self, other: Trained) -> Trained:
+        return Trained({**self.results, **other.results}, [*self.failed, *other.failed])
 
     def complete(self, specs: Sequence[RunSpec]) -> bool:
         """Whether every run of an arm has a result."""
@@ -312,23 +338,25 @@ class Lab:
         before, wanted = self.vector(mixture), self.vector(sharpened(mixture, annealing.sharpen))
         return self.named(self.allowed().ending(before, wanted, share))
 
-    def with_trunks(self, branches: Sequence[RunSpec]) -> list[Job]:
+    def with_trunks(self, branches: Sequence[RunSpec], later: Sequence[RunSpec] = ()) -> list[Job]:
         """Jobs for ``branches`` and their shared stable trunks, as few as possible.
 
-        Branches that differ only in their end share one trunk, as long as the longest of them needs.
+        Branches that differ only in their end share one trunk, as long as the longest of them needs. A trunk also keeps
+        checkpoints for ``later`` branches that decay before its end (see ``from_trunks``).
         """
         jobs = []
         groups: dict[str, list[tuple[int, tuple[MixturePhase, ...], RunSpec]]] = {}
         for spec in {spec.id: spec for spec in branches}.values():
-            start = spec.schedule.decay_start(spec.steps)
-            same = spec.model_dump(mode="json", exclude={"steps", "schedule", "mixture"})
-            stable = tuple(phase for phase in spec.mixture if phase.start_step < start)
-            key = canonical_hash([same, to_jsonable_python(stable), spec.schedule.warmup_steps])
+            start, stable, key = _stable_part(spec)
             if 0 < start < spec.steps:
                 groups.setdefault(key, []).append((start, stable, spec))
             else:
                 jobs.append(Job(spec))  # no part of it is a trunk, or all of it is
-        for group in groups.values():
+        further: dict[str, list[int]] = {}
+        for spec in later:
+            start, _, key = _stable_part(spec)
+            further.setdefault(key, []).append(start)
+        for key, group in groups.items():
             _, stable, first = group[0]
             if len(group) == 1:
                 jobs.append(Job(first))
@@ -336,10 +364,25 @@ class Lab:
             starts = tuple(sorted({start for start, *_ in group}))
             schedule = Schedule(kind="constant", warmup_steps=first.schedule.warmup_steps)
             trunk = first.model_copy(update={"steps": starts[-1], "schedule": schedule, "mixture": stable})
-            jobs.append(Job(trunk, keep=starts))
+            kept = {start for start in further.get(key, ()) if 0 < start < starts[-1]}
+            jobs.append(Job(trunk, keep=tuple(sorted({*starts, *kept}))))
             jobs.extend(Job(spec, trunk=(trunk.id, start)) for start, _, spec in group)
         # A requested run can itself be a trunk; the later job is the one that writes checkpoints.
         return list({job.spec.id: job for job in jobs}.values())
+
+    def from_trunks(self, branches: Sequence[RunSpec], jobs: Sequence[Job]) -> list[Job]:
+        """Jobs for further ``branches``, each from the last suitable checkpoint of the trunks in ``jobs``.
+
+        A branch without one is trained from step 0.
+        """
+        trunks = {_stable_part(job.spec)[2]: job for job in jobs if job.keep}
+        found = []
+        for spec in branches:
+            start, _, key = _stable_part(spec)
+            trunk = trunks.get(key)
+            before = [] if trunk is None else [step for step in trunk.keep if step <= start]
+            found.append(Job(spec, trunk=(trunk.spec.id, max(before)) if trunk is not None and before else None))
+        return found
 
     def train(self, study: str, jobs: Sequence[Job], arms: Mapping[str, str]) -> Trained:
         """Train the runs without a result. ``arms`` names the arm of each run id; a run without an arm is a trunk.
@@ -373,12 +416,15 @@ class Lab:
             if isinstance(value := outcomes[job.spec.id], Failure)
         ]
         self._report(study, failed, len(jobs))
-        again = {row.run for row in failed if row.passing}
+        return Trained(results, failed)
+
+    def drop_trunks(self, jobs: Sequence[Job], trained: Trained) -> None:
+        """Delete the checkpoints of trunks in ``jobs`` from which every branch has started."""
+        again = {row.run for row in trained.failed if row.passing}
         still_needed = {job.trunk[0] for job in jobs if job.trunk and job.spec.id in again}
         for job in jobs:
-            if job.keep and job.spec.id not in still_needed:  # every branch has started from it
+            if job.keep and job.spec.id not in still_needed:
                 shutil.rmtree(self.store.run_folder(job.spec.id) / "checkpoints", ignore_errors=True)
-        return Trained(results, failed)
 
     def _report(self, study: str, failed: Sequence[FailedRun], runs: int) -> None:
         """Report the runs of a study without a result, and the consequences."""
@@ -461,6 +507,14 @@ class Lab:
         """An array over the training domains as a mixture that sums to 1."""
         values = np.clip(np.asarray(vector, float), 0.0, None)
         return dict(zip(self.corpus.training_domains, (values / values.sum()).tolist(), strict=True))
+
+
+def _stable_part(spec: RunSpec) -> tuple[int, tuple[MixturePhase, ...], str]:
+    """The step at which a run decays, its phases before that step, and a hash that runs with one trunk share."""
+    start = spec.schedule.decay_start(spec.steps)
+    same = spec.model_dump(mode="json", exclude={"steps", "schedule", "mixture"})
+    stable = tuple(phase for phase in spec.mixture if phase.start_step < start)
+    return start, stable, canonical_hash([same, to_jsonable_python(stable), spec.schedule.warmup_steps])
 
 
 def _decay_steps(steps: int, warmup_steps: int, annealing: Annealing) -> int:

@@ -132,6 +132,7 @@ def ladder_study(
     jobs = lab.with_trunks(every)
     arms = {run: f"{family}/{depth}" for run, (family, depth, *_) in specs.items()}
     trained = lab.train("ladder", jobs, arms)
+    lab.drop_trunks(jobs, trained)
     points = [
         Point(
             run=run,

@@ -273,7 +273,9 @@ def _scale(lab: Lab, shape: ModelShape) -> float:
 def _train(lab: Lab, specs: _Specs) -> tuple[list[Job], Trained]:
     jobs = lab.with_trunks([spec for *_, spec in specs.values()])
     arms = {run: f"depth {depth}, {multiple:.3g} times the rule" for run, (depth, multiple, _) in specs.items()}
-    return jobs, lab.train("lr", jobs, arms)
+    trained = lab.train("lr", jobs, arms)
+    lab.drop_trunks(jobs, trained)
+    return jobs, trained
 
 
 def _points(lab: Lab, specs: _Specs, trained: Trained) -> list[LrPoint]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
@@ -29,7 +28,7 @@ from armillary.laws import (
     weights_at_ends,
 )
 from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError, counted
-from armillary.study.lab import Edge, Lab, StageOutcome, Trained, laws_speak_of
+from armillary.study.lab import Edge, Lab, Round, StageOutcome, Stopped, Trained, laws_speak_of, stopped_at
 from armillary.study.limits import Allowed
 from armillary.study.proxies import MIN_MIXTURES, NATURAL, UNIFORM, Design, Proxies, different, train_confirmation
 from armillary.study.sensitivity import MIN_RATIO, UnknownNoiseError, signal_of, study_power
@@ -56,16 +55,6 @@ class Candidate(Document):
     measured: list[float]
     runs: list[str]
     losses: dict[str, float] = {}  # noqa: RUF012 (pydantic copies it)
-
-
-class Round(Document):
-    """``runs`` proxies of the reserve, trained after a fit.
-
-    They lie beyond the ``edges`` of the design that the fit's optimum touched, or around it if it touched none.
-    """
-
-    runs: int
-    edges: list[Edge]
 
 
 class MixtureOutcome(StageOutcome):
@@ -119,7 +108,7 @@ class MixtureOutcome(StageOutcome):
     upper: list[float] = []  # noqa: RUF012
     edges: list[Edge] = []  # noqa: RUF012
     rounds: list[Round] = []  # noqa: RUF012
-    stopped: Literal["", "inside", "limits", "reserve"] = ""
+    stopped: Stopped = ""
     signal: list[float] = []  # noqa: RUF012
     target_signal: float = 0.0
     paired_noise: list[float] = []  # noqa: RUF012
@@ -285,7 +274,7 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
             upper=allowed.upper.tolist(),
             edges=edges,
             rounds=rounds,
-            stopped=_stopped(edges),
+            stopped=stopped_at(edges),
             failed=[*proxies.failed, *confirmed.failed],
         ),
     )
@@ -383,13 +372,6 @@ def _edges(best: np.ndarray, design: np.ndarray, allowed: Allowed) -> list[Edge]
         Edge(of=allowed.domains[at.domain], value=float(best[at.domain]), end=at.end, by=at.by)
         for at in weights_at_ends(best, design, allowed.lower, allowed.upper)
     ]
-
-
-def _stopped(edges: Sequence[Edge]) -> Literal["inside", "limits", "reserve"]:
-    """Why the study trains no further proxies, by the edges of the last fit."""
-    if not edges:
-        return "inside"
-    return "reserve" if any(edge.by == "tried" for edge in edges) else "limits"
 
 
 def _paired_noise(groups: Sequence[np.ndarray], between: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from armillary.corpus import Corpus
 from armillary.launch import Probe
-from armillary.recipe import Document, ModelShape, Recipe, UsageError, parse_budget
+from armillary.recipe import AnnealStudy, Document, ModelShape, Recipe, UsageError, parse_budget
 from armillary.study.rates import Fleet, Precision, faster_precision, train_rates
 
 Stage = Literal["mixture", "anneal", "lr", "ladder", "target"]
@@ -31,10 +31,17 @@ _RESERVE_S, _RESERVE_SHARE = 22.0, 0.1
 _SHARES: dict[Stage, float] = {"mixture": 0.55, "anneal": 0.15, "lr": 0.15, "ladder": 0.3}
 # Multiples of the rate that a size may get beyond the end of the grid.
 LR_BEYOND = 2
+# The factor from the longest (shortest) decay, and from the largest power, to the next one beyond it.
+BEYOND = 1.5
 _MIN_STEPS = 60
 # The number of validations of a target run.
 TARGET_LOOKS = 4
 _MIN_MIXTURE_RUNS = 20
+
+
+def further_annealings(study: AnnealStudy) -> int:
+    """How many annealings may be trained beyond the edge of those listed; 0 if only one share and one power are."""
+    return study.reserve if len(study.shares) > 1 or len(study.sharpen) > 1 else 0
 
 
 class Plan(Document):
@@ -226,8 +233,9 @@ class _Costs:
         if stage == "anneal":
             a = study.anneal
             branches = len(a.shapes) * len(a.sharpen)
-            share = 1 - min(a.shares) + branches * sum(a.shares)
-            looks = 1 + branches * len(a.shares)
+            further = further_annealings(a)
+            share = 1 - min(a.shares) + branches * sum(a.shares) + further * min(a.max_share, BEYOND * max(a.shares))
+            looks = 1 + branches * len(a.shares) + further
             return a.seeds * (tokens * share + looks * look) * cost[f"{family}/{a.depth}"]
         if stage == "lr":
             lr = study.lr

@@ -118,7 +118,7 @@ _PARTS = (
         "points",
         "arms",
     ),
-    *("differences", "reason"),
+    *("differences", "reason", "stopped"),
 )
 
 
@@ -149,6 +149,7 @@ def _mixture(page: Page, content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "choice": _choice(page, content, taken, t.candidate(content["reference"])),
         "reason": content.get("reason", ""),
+        "stopped": _stopped(page, content),
         "found": svg.bars([(d, [weights.get(d, 0.0) for weights in sets]) for d in domains], names, fmt.percent),
         "found_table": names,
         "law": panels,
@@ -185,6 +186,7 @@ def _anneal(page: Page, content: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "choice": _choice(page, content, _annealing(page, taken), content["reference"]),
         "reason": content.get("reason", ""),
+        "stopped": _stopped(page, content),
         "branches": svg.intervals(rows, t("target_loss"), fmt.loss),
     }
 
@@ -297,6 +299,15 @@ def _choice(page: Page, content: Mapping[str, Any], taken: str, reference: str) 
         return page.words.sentence("not_compared", taken=taken, reason=content.get("reason") or "")
     key = "chosen" if content["significant"] else "not_chosen"
     return page.words.sentence(key, taken=taken, reference=reference, difference=difference)
+
+
+def _stopped(page: Page, content: Mapping[str, Any]) -> str:
+    """The runs of the reserve, and where the best option lies; empty for an outcome of an earlier version."""
+    t, further = page.words, sum(one["runs"] for one in content.get("rounds", []))
+    parts: list[str] = [t.sentence("further_runs", runs=t.n("runs", further))] if further else []
+    if content.get("stopped"):
+        parts.append(t(f"stopped_{content['stopped']}"))
+    return " ".join(parts)
 
 
 def _brief(page: Page, place: Place, one: Outcome) -> str:
