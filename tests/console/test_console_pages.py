@@ -29,6 +29,7 @@ def ok(client, address):
     answer = client.get(address)
     assert answer.status_code == 200, (address, answer.text[:2000])
     assert 'class="problems"' not in answer.text, (address, re.findall(r"<li>(.*?)</li>", answer.text)[-3:])
+    assert "&lt;span class=" not in answer.text, (address, "markup of the page is shown as text")
     return answer.text
 
 

@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from armillary.console import svg
 from armillary.console.app import Page, missing
@@ -293,7 +294,7 @@ def _law_of(points: Sequence[Mapping[str, Any]]) -> list[float] | None:
     return _LAWS[key]
 
 
-def _choice(page: Page, content: Mapping[str, Any], taken: str, reference: str) -> str:
+def _choice(page: Page, content: Mapping[str, Any], taken: str, reference: str) -> Markup:
     difference = fmt.difference(content["difference"], content["low"], content["high"])
     if content.get("low") == content.get("high") == 0:
         return page.words.sentence("not_compared", taken=taken, reason=content.get("reason") or "")
@@ -301,13 +302,13 @@ def _choice(page: Page, content: Mapping[str, Any], taken: str, reference: str) 
     return page.words.sentence(key, taken=taken, reference=reference, difference=difference)
 
 
-def _stopped(page: Page, content: Mapping[str, Any]) -> str:
+def _stopped(page: Page, content: Mapping[str, Any]) -> Markup:
     """The runs of the reserve, and where the best option lies; empty for an outcome of an earlier version."""
     t, further = page.words, sum(one["runs"] for one in content.get("rounds", []))
     parts: list[str] = [t.sentence("further_runs", runs=t.n("runs", further))] if further else []
     if content.get("stopped"):
         parts.append(t(f"stopped_{content['stopped']}"))
-    return " ".join(parts)
+    return Markup(" ").join(parts)
 
 
 def _brief(page: Page, place: Place, one: Outcome) -> str:
