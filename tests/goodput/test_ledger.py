@@ -102,8 +102,91 @@ def test_a_kill_replays_the_steps_after_the_checkpoint():
     assert found.goodput == pytest.approx(20 / 45.5)
 
 
-def test_a_checkpoint_in_the_background_costs_what_training_waited_for_it():
-    """Reported twice: when training continues, with the time it waited, and when the files are durable."""
+def test_a_checkpoint_costs_what_training_waited_for_it():
+    """It begins, training continues, its files are durable: in this order, or with the last two swapped."""
+    begin = event(10, "checkpoint_begin", 10, of="snapshot")
+    durable = event(10.9, "checkpoint_durable", 10, of="snapshot", written_s=4.0)
+    for blocked, late in ((event(11, "snapshot", 10, 1.0), 21.0), (event(11, "checkpoint", 10, 0.9), 10.9)):
+        events = [
+            event(0, "start"),
+            event(10, "progress", 10, 10.0),
+            begin,
+            blocked,
+            event(21, "progress", 20, 10.0),
+            durable.model_copy(update={"time_s": late}),
+            event(21, "end", 20),
+        ]
+        found = ledger({0: sorted(events, key=lambda e: e.time_s)})
+        assert (found.seconds["productive"], found.seconds["checkpoint"], found.seconds["other"]) == (20.0, 1.0, 0.0)
+
+
+def test_a_rank_that_is_killed_within_a_checkpoint_lost_no_step_by_it():
+    events = [event(0, "start"), event(10, "progress", 10, 10.0), event(10, "checkpoint_begin", 10, of="checkpoint")]
+    ends = {
+        "fault": [event(12, "fault", 10), event(13, "detected", 10), event(20, "resume", 10)],
+        "detected": [event(13, "detected", 10), event(20, "resume", 10)],
+        "resume": [event(20, "resume", 10)],
+    }
+    expected = {
+        "fault": {"checkpoint": 2.0, "detection": 1.0, "restart": 7.0},
+        "detected": {"detection": 3.0, "restart": 7.0},
+        "resume": {"restart": 10.0},
+    }
+    for kind, end in ends.items():
+        found = ledger({0: [*events, *end, event(30, "progress", 20, 10.0)]})
+        lost = {account: value for account, value in found.seconds.items() if value and account != "productive"}
+        assert (found.seconds["productive"], lost) == (20.0, expected[kind]), kind
+
+
+SECONDS = st.integers(1, 50)
+PARTS = st.one_of(
+    st.tuples(st.just("productive"), SECONDS),
+    st.tuples(st.just("data_wait"), SECONDS),
+    st.tuples(st.just("checkpoint"), SECONDS),
+    st.tuples(st.just("evaluation"), SECONDS),
+    st.tuples(st.just("paused"), SECONDS),
+)
+
+
+@given(st.lists(PARTS, min_size=1, max_size=20), st.booleans())
+def test_every_second_of_an_orderly_run_has_its_account(parts, background):
+    """Steps of a second, waits for batches, checkpoints in the background or not, validations, stops."""
+    now, step, events = 0, 0, [event(0, "start")]
+    for account, seconds in parts:
+        begun, now = now, now + seconds
+        if account == "productive":
+            step += seconds
+            events.append(event(now, "progress", step, float(seconds)))
+        elif account == "data_wait":  # one long wait within a step
+            events.append(event(now, "data_wait", step, float(seconds)))
+            now, step = now + 1, step + 1
+            events.append(event(now, "progress", step, seconds + 1.0))
+        elif account == "checkpoint":
+            durable = event(begun if background else now, "checkpoint_durable", step, of="checkpoint")
+            events += [event(begun, "checkpoint_begin", step, of="checkpoint"), durable,
+                       event(now, "checkpoint", step, float(seconds))]  # fmt: skip
+        elif account == "evaluation":
+            events.append(event(now, "validation", step, float(seconds)))
+        else:
+            events += [event(begun, "stop", step, 0.0), event(now, "pause", step, float(seconds)),
+                       event(now, "resume", step)]  # fmt: skip
+    events.append(event(now, "end", step, 0.0))
+    expected = dict.fromkeys(ACCOUNTS, 0.0)
+    for account, seconds in parts:
+        expected[account] += seconds
+        expected["productive"] += account == "data_wait"
+    assert ledger({0: events}).seconds == expected
+
+
+def test_after_a_pause_the_run_restarts():
+    events = [event(0, "start"), event(10, "progress", 10, 10.0), event(11, "stop", 10, 1.0),
+              event(50, "pause", 10, 39.0), event(53, "resume", 10), event(63, "progress", 20, 10.0)]  # fmt: skip
+    found = ledger({0: events})
+    assert (found.seconds["paused"], found.seconds["restart"], found.seconds["productive"]) == (39.0, 3.0, 20.0)
+
+
+def test_a_checkpoint_as_earlier_versions_reported_it():
+    """Twice: when training continues, with the time it waited, and when the files are durable."""
     events = [
         event(0, "start"),
         event(10, "progress", 10, 10.0),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from armillary.corpus import Batch, TokenOrder
-from armillary.goodput import read_events
+from armillary.goodput import read_events, read_ledger
 from armillary.model import Transformer, load_weights, mean_share
 from armillary.recipe import ArmillaryError, DamagedFileError, OptimizerSpec, Schedule, Validation, read_result
 from armillary.train import (
@@ -103,8 +104,9 @@ def test_a_result_speaks_of_the_whole_run(make_spec, tiny_corpus, tmp_path, undi
     windows = {d: tiny_corpus.windows(d, 16) for d in tiny_corpus.training_domains}
     assert sum(result.epochs[d] * windows[d] for d in windows) == pytest.approx(30 * 4)
     events = list(read_events(tmp_path / "run" / "events.jsonl"))
-    assert [e.kind for e in events if e.kind != "progress"] == ["start", "running", *["validation"] * 6, "end"]
-    assert result.wall_s == sum(e.duration_s or 0 for e in events)
+    kinds = [e.kind for e in events if e.kind not in ("progress", "data_wait")]
+    assert kinds == ["start", "running", *["validation"] * 6, "end"]
+    assert result.wall_s == sum(e.duration_s or 0 for e in events if e.kind != "data_wait")
 
 
 def test_a_run_that_is_done_is_not_trained_again(make_spec, tiny_corpus, tmp_path):
@@ -131,8 +133,36 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(after, make_spec, tiny_corpus, t
     train_run(spec, tiny_corpus, folder, progress=steps.append)
     assert steps == list(range(1, 13))  # no step is taken twice
     assert outcome(folder) == undisturbed(spec)
-    kinds = [e.kind for e in read_events(folder / "events.jsonl")]
-    assert kinds[kinds.index("stop") - 1 :][:3] == ["checkpoint", "stop", "resume"]
+    events = list(read_events(folder / "events.jsonl"))
+    kinds = [e.kind for e in events]
+    stop = kinds.index("stop")
+    assert kinds[stop - 3 : stop + 3] == [
+        "checkpoint_begin",
+        "checkpoint_durable",
+        "checkpoint",
+        "stop",
+        "pause",
+        "resume",
+    ]
+    assert events[stop + 1].duration_s == pytest.approx(events[stop + 1].time_s - events[stop].time_s, abs=1e-3)
+
+
+def test_waits_for_a_batch_are_told_where_they_happen(make_spec, tiny_corpus, tmp_path, monkeypatch):
+    """A long one has its own event, and short ones have one for all; they are no work of their own."""
+    spec, read = make_spec(), TokenOrder.batch
+
+    def slowly(order, step):
+        time.sleep({3: 0.15, 5: 0.005, 6: 0.005}.get(step, 0))
+        return read(order, step)
+
+    monkeypatch.setattr(TokenOrder, "batch", slowly)
+    result = train_run(spec, tiny_corpus, tmp_path)
+    events = list(read_events(tmp_path / "events.jsonl"))
+    waits = [(e.step, e.duration_s) for e in events if e.kind == "data_wait"]
+    assert [step for step, seconds in waits if seconds >= 0.15] == [3]
+    assert sum(seconds for _, seconds in waits) >= 0.16
+    assert read_ledger(tmp_path).seconds["data_wait"] == pytest.approx(sum(seconds for _, seconds in waits), abs=1e-6)
+    assert result.wall_s == pytest.approx(sum(e.duration_s or 0 for e in events if e.kind != "data_wait"))
 
 
 def test_stopped_after_the_last_step_is_done(make_spec, tiny_corpus, tmp_path, undisturbed, outcome):

@@ -24,15 +24,15 @@ from armillary.files import PASSING, aside, sync
 from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError, first_problem
 
 FORMAT = 2
-MINOR = 1  # 1: degraded
+MINOR = 2  # 1: degraded; 2: a checkpoint has three events, and data_wait and pause are written
 
 EventKind = Literal[
     # start and end of an attempt
     "start", "resume", "running", "stop", "end",
     # work that takes time
-    "compile", "progress", "data_wait", "validation", "checkpoint", "pause",
-    # checkpoints in the background
-    "checkpoint_begin", "checkpoint_durable", "snapshot",
+    "compile", "progress", "data_wait", "validation", "pause",
+    # a checkpoint or snapshot begins, training continues, its files are durable
+    "checkpoint_begin", "checkpoint", "snapshot", "checkpoint_durable",
     # faults and recoveries
     "fault", "detected", "restart", "restored", "straggler", "skipped", "degraded",
 ]  # fmt: skip
@@ -43,9 +43,10 @@ _LARGEST = 10**12  # largest time in seconds (30,000 years) and step; a line wit
 class Event(BaseModel):
     """One event: ``time_s`` since the Unix epoch, ``step`` counts finished steps.
 
-    ``progress`` carries ``duration_s`` for the steps since the last one; ``validation``, ``checkpoint`` and
-    ``compile`` carry the seconds they took from training; ``stop`` is an orderly interruption, ``fault`` an unplanned
-    one. docs/goodput.md has all kinds.
+    ``progress`` carries ``duration_s`` for the steps since the last one, of which ``data_wait`` events are a part;
+    ``validation``, ``checkpoint`` and ``compile`` carry the seconds they took from training; ``stop`` is an orderly
+    interruption, ``pause`` the time from there to the next start, ``fault`` an unplanned interruption. docs/goodput.md
+    has all kinds.
     """
 
     model_config = ConfigDict(extra="forbid")

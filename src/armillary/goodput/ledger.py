@@ -53,6 +53,7 @@ _CLAIMS: dict[str, Account] = {
     "compile": "compile",
     "pause": "paused",
 }
+_RUNNING: tuple[Account, ...] = ("other", "checkpoint")  # the states of a rank between two claims of an attempt
 _ATTEMPT = ("start", "resume", "restored")
 _SHARED = ("detected", "restart", "degraded")
 _NS = 1_000_000_000
@@ -355,9 +356,7 @@ class _Timeline:
         elif kind == "data_wait":
             self._wait += _ns(event.duration_s or 0.0)  # part of the time in the next progress event
         elif kind in _CLAIMS:
-            if event.duration_s is not None:
-                self._fill(_begin_ns(event))
-                self._claim(now, _CLAIMS[kind])
+            self._work(event, now)
         elif kind in _ATTEMPT:
             self._attempt(event, now)
         elif kind == "fault" and _ends_training(event):
@@ -366,7 +365,7 @@ class _Timeline:
             self._fill(now)
             self.state = "detection"
         elif kind == "detected":
-            if self.state == "other":
+            if self.state in _RUNNING:
                 self.state = "detection"
             self._fill(now)
             self.state = "restart"
@@ -405,9 +404,23 @@ class _Timeline:
             self._claim(now, "other")
         self._step, self.state = event.step, "other"
 
+    def _work(self, event: Event, now: int) -> None:
+        """Account for work other than steps. Without a duration, ``checkpoint_begin`` begins it; others say nothing."""
+        if event.duration_s is None:
+            if event.kind == "checkpoint_begin" and self.state == "other":
+                self._fill(now)
+                self.state = "checkpoint"
+            return
+        self._fill(_begin_ns(event))
+        self._claim(now, _CLAIMS[event.kind])
+        if event.kind == "pause" and self.state == "paused":
+            self.state = "restart"  # the run reads its checkpoint
+        elif self.state == "checkpoint":
+            self.state = "other"
+
     def _attempt(self, event: Event, now: int) -> None:
         """Begin a new attempt after ``event.step`` steps; later steps of earlier attempts are repeated."""
-        if self.state == "other":
+        if self.state in _RUNNING:
             self.state = "restart"  # the previous attempt ended without an event
         self._fill(now)
         kept = []

@@ -165,7 +165,7 @@ class Fleet:
         self._stack = Stack(spec, capacity, self.device)
         self._close: list[contextlib.ExitStack] = []
         self._pending: list[tuple[Tensor, Tensor]] = []
-        self._since = time.perf_counter()
+        self._since, self._waited = time.perf_counter(), 0.0
         self._left: dict[str, Outcome] = {}
 
     def __enter__(self) -> Self:
@@ -220,7 +220,9 @@ class Fleet:
 
     def step(self) -> dict[str, Outcome]:
         """Take one step of every run; return the outcomes of the runs that have left since the last step."""
+        asked = time.perf_counter()
         batches = self._batches()
+        self._waited += time.perf_counter() - asked
         if batches:
             taken = [(run.spec, run.step) for run in self.runs]
             self._pending.append(self._stack.step(taken, batches))
@@ -269,9 +271,10 @@ class Fleet:
             self._pending.clear()
             # The time of a stack is divided among its members, so that the times of all runs sum to it.
             seconds = (time.perf_counter() - self._since) / len(self.runs)
+            waited_s, self._waited = self._waited / len(self.runs), 0.0
             for place in reversed(range(len(self.runs))):
                 try:
-                    self.runs[place].record(values[place], seconds)
+                    self.runs[place].record(values[place], seconds, waited_s)
                 except Exception as error:
                     self._remove(place, error)
 

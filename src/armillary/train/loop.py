@@ -50,6 +50,8 @@ from armillary.train.world import Single, World, by_first, together
 from armillary.train.writing import writing
 
 FLUSH = 25  # steps between two fetches of the losses
+LONG_WAIT_S = 0.1  # waits for a batch of at least this time have separate events
+_LEAST_WAIT_S = 1e-3  # of shorter ones, the sum between two reports
 
 
 def default_device() -> torch.device:
@@ -117,7 +119,11 @@ def train_steps(run: Run[Any], batches: Iterable[Batch[Tensor]]) -> RunResult:
         else:
             asked = time.perf_counter()
             batch = next(coming)
-            waited += time.perf_counter() - asked
+            wait_s = time.perf_counter() - asked
+            if wait_s < LONG_WAIT_S:
+                waited += wait_s
+            else:
+                run.reporter.write("data_wait", run.step, wait_s)
             pending.append(run.engine.step(run.step, batch))
             run.advance()
         if first:
@@ -260,7 +266,7 @@ class Run(Generic[EngineT]):
         return bool(self._due)
 
     def record(self, values: Sequence[Sequence[float]], seconds: float, waited_s: float = 0.0) -> None:
-        """Record the results of the last steps; of their ``seconds``, ``waited_s`` were waiting for data.
+        """Record the results of the last steps; of their ``seconds``, ``waited_s`` were short waits for data.
 
         Raises:
             DivergedError: a loss or a gradient norm is not finite; with many ranks it is a BadStepError.
@@ -274,7 +280,9 @@ class Run(Generic[EngineT]):
             more = zip(names, measured, strict=True)
             self.metrics.append({**self._row(step), "loss": loss, "grad_norm": norm, **dict(more)})
         loss = self.metrics.last["loss"]
-        self.reporter.write("progress", self.step, seconds, loss=loss, data_wait_s=round(waited_s, 6))
+        if waited_s >= _LEAST_WAIT_S:
+            self.reporter.write("data_wait", self.step, waited_s)
+        self.reporter.write("progress", self.step, seconds, loss=loss)
         self.metrics.show()
         self.save.report(self)
 
@@ -363,4 +371,5 @@ def _conclude(run: Run[Any], begin: float) -> RunResult:
 
 def _spent(path: Path) -> float:
     """Seconds of work in the events of a run: steps, validations and checkpoints of all attempts."""
-    return sum(event.duration_s or 0.0 for event in read_events(path))
+    # A wait for data is part of the time of the steps.
+    return sum(event.duration_s or 0.0 for event in read_events(path) if event.kind not in ("data_wait", "pause"))

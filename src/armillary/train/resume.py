@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,6 +48,7 @@ def begin(run: Run[Any], trunk: Trunk | None = None, kind: EventKind = "resume")
         DamagedFileError: there are checkpoints, and all are damaged.
         ArmillaryError: a checkpoint cannot be read now.
     """
+    _end_pause(run)
     run.skipped = by_first(run.world, partial(read_skips, run.folder, run.spec.id))
     damaged: list[tuple[int, str]] = []
     for step, in_memory in _candidates(run):
@@ -95,6 +97,13 @@ def begin(run: Run[Any], trunk: Trunk | None = None, kind: EventKind = "resume")
         run.catch_up()
         return
     _begin_anew(run)
+
+
+def _end_pause(run: Run[Any]) -> None:
+    """Report the time since an orderly stop, if that was the last event of this rank."""
+    last = recent_events(run.reporter.events.path, 2**12)[-1:]
+    if last and last[0].kind == "stop":
+        run.reporter.write("pause", last[0].step, max(0.0, time.time() - last[0].time_s))
 
 
 def _candidates(run: Run[Any]) -> list[tuple[int, bool]]:

@@ -34,13 +34,9 @@ from armillary.train.writing import reason, writing
 
 @dataclass
 class Saved:
-    """The outcome of writing a checkpoint: how long training waited for it, and the problem if it failed.
-
-    ``blocked_s`` is None if ``save`` has returned it before, because the files were written in the background.
-    """
+    """The outcome of writing a checkpoint: the problem if it failed, and what else is known about it."""
 
     step: int
-    blocked_s: float | None
     problem: str | None = None
     data: dict[str, float] = field(default_factory=dict)
 
@@ -48,11 +44,8 @@ class Saved:
 class Saver(Protocol):
     """Writes checkpoints."""
 
-    def save(self, pieces: Mapping[str, Piece], progress: Progress, since: float) -> float | None:
-        """Begin to write the checkpoint of the last step; training has waited since ``since`` (``perf_counter``).
-
-        Returns the seconds that training has waited, if the files are written in the background; else None.
-        """
+    def save(self, pieces: Mapping[str, Piece], progress: Progress) -> None:
+        """Begin to write the checkpoint of the last step; return when training may continue."""
 
     def finished(self) -> list[Saved]:
         """The checkpoints finished since the last call."""
@@ -68,11 +61,10 @@ class SyncSaver:
         self.folder, self.policy = folder, policy
         self._saved: list[Saved] = []
 
-    def save(self, pieces: Mapping[str, Piece], progress: Progress, since: float) -> float | None:
+    def save(self, pieces: Mapping[str, Piece], progress: Progress) -> None:
         """Write the checkpoint of the last step."""
         save_checkpoint(self.folder, pieces, progress, self.policy)
-        self._saved.append(Saved(progress.step, time.perf_counter() - since))
-        return None
+        self._saved.append(Saved(progress.step))
 
     def finished(self) -> list[Saved]:
         """The checkpoints finished since the last call."""
@@ -107,15 +99,12 @@ class AsyncSaver:
             self._thread = threading.Thread(target=lambda: [self._buffer(*item) for item in pieces.items()])
             self._thread.start()
 
-    def save(self, pieces: Mapping[str, Piece], progress: Progress, since: float) -> float:
+    def save(self, pieces: Mapping[str, Piece], progress: Progress) -> None:
         """Copy ``pieces``; a thread writes them while training continues."""
         self.wait()
         copied, arrived = self._copy(pieces)
-        blocked_s = time.perf_counter() - since
-        saved = Saved(progress.step, None, data={"blocked_s": blocked_s})
-        self._thread = threading.Thread(target=self._write, args=(saved, copied, progress, arrived))
+        self._thread = threading.Thread(target=self._write, args=(Saved(progress.step), copied, progress, arrived))
         self._thread.start()
-        return blocked_s
 
     def finished(self) -> list[Saved]:
         """The checkpoints finished since the last call; only rank 0 has the failures of all ranks."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Save:
     """A checkpoint is due at the steps of ``policy``, and when ``policy.every_s`` seconds have passed on ``clock``.
 
-    ``kind`` is the kind of its events: a snapshot is a checkpoint in the machine's memory.
+    ``kind`` is the kind of its event when training continues: a snapshot is a checkpoint in the machine's memory.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Save:
         if run.step == run.began:
             return  # the run began with this checkpoint
         begin = time.perf_counter()
+        run.reporter.write("checkpoint_begin", run.step, of=self.kind)
         # All ranks save or none does: the next checkpoint of a rank that saved alone would wait for the others.
         differ = run.engine.check_copies()
         if run.world.any(differ is not None):
@@ -53,18 +54,17 @@ class Save:
                 f"after step {run.step} {differ or 'the numbers of other ranks differ from their copies'}"
             )
         progress = Progress(run.spec, run.step, run.metrics.rows(), dict(run.skipped))
-        blocked_s = self.saver.save(run.engine.pieces(), progress, begin)
-        if blocked_s is not None:
-            run.reporter.write("checkpoint_begin", run.step, blocked_s, of=self.kind)
-        self._saved = time.perf_counter()
+        self.saver.save(run.engine.pieces(), progress)
         self.report(run)
+        self._saved = time.perf_counter()
+        run.reporter.write(self.kind, run.step, self._saved - begin)
 
     def report(self, run: Run[Any]) -> str | None:
         """Report the finished checkpoints; return the problem of the last one, if any."""
         written = self.saver.finished()
         for saved in written:
             if saved.problem is None:
-                run.reporter.write(self.kind, saved.step, saved.blocked_s, **saved.data)
+                run.reporter.write("checkpoint_durable", saved.step, of=self.kind, **saved.data)
             else:
                 run.reporter.fault(
                     saved.step, f"step-{saved.step}", saved.problem, f"the {self.kind} before it is kept"
