@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +18,8 @@ import torch.distributed as dist
 
 from armillary.corpus import Batch, Corpus
 from armillary.recipe import Checkpoints, Layout, RunSpec
-from armillary.train import InterruptedRunError, train_ranks
+from armillary.resilience import patience
+from armillary.train import InterruptedRunError, lost_connection, train_ranks
 from armillary.train.checkpoint import manifest, pieces, saver
 from armillary.train.engines import ParallelEngine
 
@@ -87,6 +90,27 @@ def live(rank: int, ranks: int, store: str, act: Callable[..., Any], *arguments:
     wait = timedelta(seconds=60)
     dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks, timeout=wait)
     act(*arguments)
+
+
+def train_until_a_rank_stays_away(spec: RunSpec, corpus: Path, folder: Path, layout: Layout) -> None:
+    """In step 7 rank 1 enters no collective; nothing watches the ranks. The others write how it ended for them."""
+    patience.LEAST_S = 1.5
+    step = ParallelEngine.step
+
+    def late(self: ParallelEngine, number: int, batch: Batch[torch.Tensor]) -> Any:
+        if number == 0:
+            time.sleep(2.5 * dist.get_rank())  # compiles for longer than a later step may take
+        if number == 6 and dist.get_rank() == 1:
+            time.sleep(300)
+        return step(self, number, batch)
+
+    ParallelEngine.step = late
+    begin = time.monotonic()
+    try:
+        train(spec, corpus, folder, layout, checkpoints=Checkpoints(every_steps=3))
+    except RuntimeError as error:
+        outcome = {"lost": lost_connection(error), "seconds": time.monotonic() - begin}
+        (folder.parent / f"rank-{dist.get_rank()}.json").write_text(json.dumps(outcome))
 
 
 def train_until(point: str, spec: RunSpec, corpus: Path, folder: Path, layout: Layout) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from ranks import POINTS, live, train, train_on_a_full_disk, train_until
+from ranks import POINTS, live, train, train_on_a_full_disk, train_until, train_until_a_rank_stays_away
 from safetensors.torch import load_file
 from victim import process
 
@@ -254,6 +254,16 @@ def test_a_full_disk_costs_one_checkpoint_and_is_told(
     assert [e.step for e in events if e.kind == "checkpoint_durable"] == [2, 6, 8, 10, 12]
     assert len(first["told"]) == 1 and "rank 1 could not write its part" in first["told"][0]
     check_same(tmp_path, spec, undisturbed, outcome)
+
+
+def test_a_rank_that_enters_no_collective_ends_the_others_without_anything_that_watches(spec, tiny_corpus, tmp_path):
+    arguments = (train_until_a_rank_stays_away, spec, tiny_corpus.path, tmp_path / "run", Layout(dp_shard=2))
+    ranks = [process(live, rank, 2, str(tmp_path / "store"), *arguments) for rank in range(2)]
+    ranks[0].join(60)
+    ranks[1].kill()
+    outcome = json.loads((tmp_path / "rank-0.json").read_text())
+    assert outcome["lost"] and outcome["seconds"] < 40, outcome
+    assert checkpoint_steps(tmp_path / "run/checkpoints") == [3, 6]
 
 
 def kill_a_rank(point: str, spec: RunSpec, corpus: Path, folder: Path) -> None:

@@ -15,11 +15,13 @@ from armillary.resilience.inject import (
 )
 from armillary.resilience.judge import WINDOW, Judge, Verdict
 from armillary.resilience.nodes import NODE_FAILURES, Attempt, Ending, excluded_nodes, may_restart
+from armillary.resilience.patience import START_S, Patience, wait_limit
 from armillary.resilience.snapshots import forget, forget_here, memory_folder
 
 __all__ = [
     "KINDS",
     "NODE_FAILURES",
+    "START_S",
     "WINDOW",
     "Attempt",
     "Detector",
@@ -35,6 +37,7 @@ __all__ = [
     "HeartbeatWriter",
     "Heartbeats",
     "Judge",
+    "Patience",
     "RandomFaults",
     "Verdict",
     "excluded_nodes",
@@ -43,4 +46,5 @@ __all__ = [
     "load_faults",
     "may_restart",
     "memory_folder",
+    "wait_limit",
 ]

@@ -32,4 +32,5 @@ class BadStepError(LostStepError):
 
 def lost_connection(error: Exception) -> bool:
     """Whether ``error`` means that another rank has died or is unreachable."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    of_gloo = "gloo" in str(error) or "Application timeout" in str(error)  # the latter after a timeout
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and of_gloo)

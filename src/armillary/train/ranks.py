@@ -25,7 +25,7 @@ from armillary.corpus import Batch, Corpus, DataOrder
 from armillary.files import HOST
 from armillary.goodput import EventWriter
 from armillary.recipe import ArmillaryError, Checkpoints, Layout, RunResult, RunSpec, Skipping
-from armillary.resilience import Judge, forget, forget_here, memory_folder
+from armillary.resilience import START_S, Judge, Patience, forget, forget_here, memory_folder
 from armillary.train.check import check_run
 from armillary.train.checkpoint import AsyncSaver, Peers, PeerSaver
 from armillary.train.engines import ParallelEngine
@@ -89,7 +89,18 @@ def train_ranks(
         first = world.rank == 0
         if not first:
             opened = closing.enter_context(EventWriter(folder / f"events-{world.rank:05}.jsonl", spec.id, world.rank))
-        reporter = Reporter(opened, progress, tell if first else lambda text: None, busy, first)
+        patience = Patience(world.limit_waits)
+        closing.callback(world.limit_waits, START_S)
+
+        def stepped(step: int) -> None:
+            patience.step()
+            progress(step)
+
+        def works(work: str | None) -> None:
+            patience.busy(work)
+            busy(work)
+
+        reporter = Reporter(opened, stepped, tell if first else lambda text: None, works, first)
         saver = AsyncSaver(folder / "checkpoints", world, checkpoints)
         engine = ParallelEngine(spec, layout, device, saver, partial(_notice, reporter))
         saver.prepare(engine.pieces())
@@ -145,6 +156,7 @@ def _to_the_end(run: Run[ParallelEngine], device: torch.device, skipping: Skippi
                 raise ArmillaryError(f"{error}, {ROLL_BACKS} times from the same checkpoint") from error
             _notice(run.reporter, run.step, found, str(error))
             run.reporter.tell(f"{error}; the run continues from its last checkpoint or snapshot")
+            run.reporter.busy("restore")
             run.save.wait(run)
             begin(run, kind="restored")
 

@@ -7,7 +7,9 @@ step n + 1, on all ranks.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -66,6 +68,19 @@ class Ranks:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.group = dist.new_group(backend="gloo")  # on the CPU, wherever the tensors are
         self._round: tuple[torch.Tensor, Any] | None = None
+        self._background: list[dist.ProcessGroup] = []
+
+    def background_group(self) -> dist.ProcessGroup:
+        """A new group of all ranks for threads beside training, with its own timeout."""
+        group: dist.ProcessGroup = dist.new_group(backend="gloo")
+        self._background.append(group)
+        return group
+
+    def limit_waits(self, seconds: float) -> None:
+        """Set the timeout of all groups in which training waits for other ranks."""
+        for group in dist.distributed_c10d._world.pg_map:
+            if group not in self._background:
+                set_timeout(group, seconds)
 
     def vote(self, wishes: int) -> int:
         """All bits of the earlier votes."""
@@ -103,6 +118,13 @@ class Ranks:
     def close(self) -> None:
         """Wait for the vote in progress."""
         self._counted()
+
+
+def set_timeout(group: dist.ProcessGroup, seconds: float) -> None:
+    """Set the timeout of the next collectives of a group, on every device whose backend supports it."""
+    for device in group._device_types:
+        with contextlib.suppress(AttributeError, RuntimeError):
+            group._get_backend(device)._set_default_timeout(timedelta(seconds=seconds))
 
 
 def by_first(world: World, act: Callable[[], T]) -> T:

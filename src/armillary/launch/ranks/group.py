@@ -18,9 +18,10 @@ import torch.distributed as dist
 
 from armillary.model import keep_freed_memory
 from armillary.recipe import ArmillaryError, UsageError
+from armillary.resilience import START_S
 from armillary.train import default_device
 
-_PATIENCE = timedelta(minutes=30)
+_PATIENCE = timedelta(seconds=START_S)  # until the first steps are measured (`armillary.resilience.patience`)
 
 
 @contextlib.contextmanager

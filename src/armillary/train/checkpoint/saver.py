@@ -25,10 +25,11 @@ from torch import Tensor
 
 from armillary.files import HOST, aside
 from armillary.recipe import ArmillaryError
+from armillary.resilience import wait_limit
 from armillary.train.checkpoint.manifest import Progress, complete
 from armillary.train.checkpoint.pieces import Piece, Written, join_pieces, write_pieces
 from armillary.train.checkpoint.retention import RetentionPolicy, thin_out
-from armillary.train.world import Ranks
+from armillary.train.world import Ranks, set_timeout
 from armillary.train.writing import reason, writing
 
 
@@ -83,7 +84,8 @@ class AsyncSaver:
 
     def __init__(self, folder: Path, world: Ranks, policy: RetentionPolicy, checksum: str = "sha256") -> None:
         self.folder, self.world, self.policy, self.checksum = folder, world, policy, checksum
-        self._group = dist.new_group(backend="gloo")  # used only by the threads
+        self._group = world.background_group()  # used only by the threads
+        self._longest_s = 0.0
         # One temporary name for the folders of this attempt, like that of ``aside`` for one process
         self._token = world.share(f"{HOST}.{uuid.uuid4().hex[:12]}")
         self._buffers: dict[str, Tensor] = {}
@@ -183,6 +185,8 @@ class AsyncSaver:
         except Exception as error:
             saved.problem = f"it could not be completed ({reason(error)})"
         saved.data["written_s"] = time.perf_counter() - begin
+        self._longest_s = max(self._longest_s, saved.data["written_s"])
+        set_timeout(self._group, wait_limit(self._longest_s))
         if saved.problem is not None:
             shutil.rmtree(hidden, ignore_errors=True)
         self._saved.append(saved)
