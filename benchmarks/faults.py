@@ -7,10 +7,6 @@ events of the runs; their ledgers are printed below the table.
 
 The four ranks count as two machines of two. The fault ``node`` kills both ranks of one and removes its memory.
 
-``--snapshot-cost`` instead trains a model whose steps take a second or more, in turn with and without snapshots. Both
-shares are of the time of the steps: what training waited (``checkpoint`` in the ledger), and how much longer a step is
-while the files are written.
-
 ``--against-simulator`` instead injects faults at a rate, and compares the ledger of that run with the simulator and
 the exact formula, which use its measurements: time between faults, times to detect and to recover, and the blocking
 time of snapshots.
@@ -20,7 +16,7 @@ machine with fewer cores than ranks steps are slow, and so is a restart.
 
     python benchmarks/faults.py --faults 30 --steps 600 --json faults.json
     python benchmarks/faults.py --against-simulator --mtbf 20 --steps 3000 --snapshot 25
-    python benchmarks/faults.py --snapshot-cost --steps 30 --snapshot 5
+    armillary goodput compare RUN    # the same comparison for any run with faults
 """
 
 from __future__ import annotations
@@ -39,21 +35,17 @@ import yaml
 from common import corpus_of, markdown, run_spec, shape, write_json
 
 from armillary.goodput import (
+    ALLOWED,
     Event,
-    Reliability,
+    compare,
     event_files,
-    goodput,
-    ledger,
-    one_tier,
     read_events,
     read_ledger,
-    simulate,
 )
 from armillary.resilience import KINDS, Faults, RandomFaults, load_faults
 
 DOMAIN = "words"
-HOUR_S, DAY_S = 3600.0, 86_400.0
-SMALL, LARGE = (2, 64, 128, 64), (6, 512, 1408, 128)  # layers, width, hidden width, context length
+SMALL = (2, 64, 128, 64)  # layers, width, hidden width, context length
 ENDING = ("kill", "stop", "hang", "network", "node")
 LAYOUTS = {"dp4": {"dp_replicate": 4}, "dp2×tp2": {"dp_replicate": 2, "tp": 2}}
 
@@ -147,67 +139,20 @@ def planned(count: int, steps: int, seed: int) -> dict[str, Any]:
     return {"nodes": 2, "faults": [*(fault.model_dump(exclude_none=True) for fault in drawn), *late]}
 
 
-def snapshot_cost(folder: Path, steps: int, snapshot: int) -> dict[str, Any]:
-    """Two runs with snapshots and two without, in turn: step time, and the shares that snapshots cost."""
-    times: dict[int | None, list[float]] = {None: [], snapshot: []}
-    blocked: list[float] = []
-    for number in range(4):
-        every = snapshot if number % 2 else None
-        run = folder / f"cost-{number}"
-        train(documents(folder, steps, every, LARGE)["dp4"], run)
-        events = all_events(run)
-        times[every].append(sum(e.duration_s or 0.0 for e in events if e.kind == "progress" and e.rank == 0) / steps)
-        taken = [e for e in events if e.kind == "snapshot" and e.rank == 0]
-        blocked += [e.duration_s or 0.0 for e in taken[1:]]  # the first also allocates
-    plain, with_them = statistics.median(times[None]), statistics.median(times[snapshot])
-    return {
-        "step_s": plain,
-        "snapshot_every_s": snapshot * plain,
-        "waited_s": statistics.median(blocked),
-        "waited_share": statistics.median(blocked) / (snapshot * plain),
-        "longer_share": with_them / plain - 1,
-        "steps_s": {"without": times[None], "with": times[snapshot]},
-    }
-
-
 def against_simulator(folder: Path, steps: int, snapshot: int, mtbf_s: float, seed: int) -> dict[str, Any]:
     """A run that fails at a rate, beside the simulator and the formula with what was measured in the run."""
     file, run = documents(folder, steps, snapshot, SMALL)["dp4"], folder / "at-a-rate"
     plan = folder / "rate.yaml"
     plan.write_text(yaml.safe_dump({"rate": {"mtbf_s": mtbf_s, "kinds": ["kill", "stop"], "seed": seed}}))
     train(file, run, "--inject", str(plan), "--max-restarts", "50")
-    found = read_ledger(run)
-    seconds = found.seconds
-    # What the formula does not know: the start, the validation at the end, and that steps take longer now and then.
-    elapsed = found.elapsed_s - seconds["start_up"] - seconds["evaluation"]
-    productive = seconds["productive"] + seconds["degraded"]
-    faults = sum(e.kind == "fault" and bool(e.data.get("injected")) for e in all_events(run))
-    step_s = productive / steps
-    measured = {
-        "step_s": step_s,
-        "interval_s": snapshot * step_s,
-        "block_s": (seconds["checkpoint"] + seconds["other"]) / steps * snapshot,
-        "recovery_s": (sum(found.detection_s) + sum(found.recovery_s)) / max(1, len(found.recovery_s)),
-        "mtbf_s": elapsed / faults,
-        "faults": faults,
-    }
-    job = Reliability(measured["mtbf_s"], measured["block_s"], measured["recovery_s"])
-    cluster = one_tier(4, 4 * job.mtbf_s / HOUR_S, job.block_s, measured["interval_s"], job.recovery_s)
-    cluster = cluster.model_copy(update={"step_s": step_s})
-    simulated = ledger({0: list(simulate(cluster, 1000 * job.mtbf_s / DAY_S, seed))}).goodput
-    return {
-        "measured": measured,
-        "goodput": productive / elapsed,
-        "simulated": simulated,
-        "formula": goodput(job, measured["interval_s"]),
-    }
+    return compare(run, seed)
 
 
 def show_comparison(found: dict[str, Any]) -> int:
-    """Print it; 1 if the goodput of the run is more than two points from the simulated one."""
+    """Print it; 1 if the goodput of the run is too far from the simulated one."""
     print(", ".join(f"{name} {value:.3g}" for name, value in found["measured"].items()))
     print(markdown(["run", "simulated", "formula"], [[f"{found[n]:.1%}" for n in ("goodput", "simulated", "formula")]]))
-    return int(abs(found["goodput"] - found["simulated"]) > 0.02)
+    return int(abs(found["goodput"] - found["simulated"]) > ALLOWED)
 
 
 def main() -> int:
@@ -219,7 +164,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--against-simulator", action="store_true", help="compare a run with faults at a rate")
-    parser.add_argument("--snapshot-cost", action="store_true", help="measure what snapshots cost in long steps")
     parser.add_argument("--mtbf", type=float, default=20.0, help="seconds between two faults at a rate (default 20)")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     options = parser.parse_args()
@@ -230,11 +174,6 @@ def main() -> int:
             compared = against_simulator(folder, options.steps, options.snapshot, options.mtbf, options.seed)
             write_json(options.json, "faults against simulator", **compared)
             return show_comparison(compared)
-        if options.snapshot_cost:
-            cost = snapshot_cost(folder, options.steps, options.snapshot)
-            write_json(options.json, "cost of snapshots", **cost)
-            print(", ".join(f"{name} {value:.3g}" for name, value in cost.items() if isinstance(value, float)))
-            return int(cost["waited_share"] > 0.02)
         files = documents(folder, options.steps, options.snapshot, SMALL)
         plan = folder / "faults.yaml"
         plan.write_text(yaml.safe_dump(planned(options.faults, options.steps, options.seed)), encoding="utf-8")

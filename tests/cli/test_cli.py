@@ -41,6 +41,7 @@ VERBS = [
     ["goodput", "report"],
     ["goodput", "simulate"],
     ["goodput", "limits"],
+    ["goodput", "compare"],
     ["import"],
     ["fit", "mixture"],
     ["fit", "scaling"],

@@ -23,11 +23,13 @@ from armillary.goodput.formula import (
     young_interval,
 )
 from armillary.goodput.ledger import ACCOUNTS, DEFINITION, Account, Ledger, Span, ledger, read_ledger
+from armillary.goodput.measured import ALLOWED, compare
 from armillary.goodput.scenario import cluster_of, limits_of, run_simulation
 from armillary.goodput.simulate import one_tier, simulate
 
 __all__ = [
     "ACCOUNTS",
+    "ALLOWED",
     "DEFINITION",
     "PUBLISHED_CAUSES",
     "Account",
@@ -46,6 +48,7 @@ __all__ = [
     "best_goodput",
     "best_interval",
     "cluster_of",
+    "compare",
     "daly_interval",
     "event_files",
     "first_start_s",

@@ -359,7 +359,7 @@ class _Timeline:
             self._work(event, now)
         elif kind in _ATTEMPT:
             self._attempt(event, now)
-        elif kind == "fault" and _ends_training(event):
+        elif kind == "fault" and ends_training(event):
             if self.state == "other":  # between two progress events: work that was lost before it was reported
                 self._claim(now, "replayed")
             self._fill(now)
@@ -469,7 +469,7 @@ def _usual(portions: Iterable[_Steps]) -> float:
     return 0.0
 
 
-def _ends_training(fault: Event) -> bool:
+def ends_training(fault: Event) -> bool:
     """Whether a fault stops the steps; an unusable checkpoint or file does not."""
     return "checkpoint" not in fault.data and "file" not in fault.data and fault.data.get("ends") is not False
 
@@ -488,7 +488,7 @@ def _reactions(merged: list[Event]) -> tuple[list[float], list[float]]:
     down_s: float | None = None
     begun = False
     for event in merged:
-        if event.kind == "fault" and _ends_training(event):
+        if event.kind == "fault" and ends_training(event):
             fault_s = event.time_s if fault_s is None else fault_s
             down_s = event.time_s if down_s is None else down_s
             begun = False

@@ -145,6 +145,41 @@ def limits(
     out.print(f"recovery may take at most {_duration(found['largest_recovery_s'])}, even if checkpoints cost nothing")
 
 
+@goodput.command("compare")
+def compare(
+    run: Annotated[Path, typer.Argument(help="Folder of a run with faults, or a file of events.", show_default=False)],
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the simulated failures.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare a run that had faults with the simulator and the exact formula. Exit status 1: over two points apart.
+
+    Both use the measured times of the run: between faults, to recover, and blocked by checkpoints.
+
+    Example: armillary goodput compare checkpoints/broken --json
+    """
+    from armillary.goodput import ALLOWED
+    from armillary.goodput import compare as compare_run
+
+    found = compare_run(run, seed)
+    measured = found["measured"]
+    if as_json:
+        show_json(found)
+    else:
+        shares = [f"{100 * found[name]:.1f} %" for name in ("goodput", "simulated", "formula")]
+        title = f"{run}: goodput without start, compile, validations and pauses"
+        show_table(title, ["measured", "simulated", "formula"], [shares])
+        times = (
+            f"a step takes {measured['step_s']:.2f} s, a checkpoint comes after {measured['checkpoint_interval_s']:.1f}"
+        )
+        out.print(
+            f"{counted(measured['faults'], 'fault')}, one every {_duration(measured['mtbf_s'])}; {times} s and blocks "
+            f"{measured['checkpoint_block_s']:.3f} s, a recovery takes {measured['recovery_s']:.1f} s",
+            highlight=False,
+        )
+    if abs(found["goodput"] - found["simulated"]) > ALLOWED:
+        raise typer.Exit(1)
+
+
 def _percent(share: Any) -> str:
     return "unknown" if share is None else f"{100 * share:.2f} %"
 
