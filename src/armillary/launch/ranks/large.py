@@ -20,7 +20,7 @@ from armillary.files import HOST
 from armillary.goodput import EventKind, EventWriter
 from armillary.launch.clusters.crashes import LostRankError
 from armillary.launch.ranks.group import joined, meeting_place, place
-from armillary.launch.ranks.local import RankContext, Supervision, start_ranks
+from armillary.launch.ranks.local import COMPILER, RankContext, Supervision, start_ranks
 from armillary.launch.ranks.watchdog import watched
 from armillary.recipe import EVENTS, ArmillaryError, LargeRun, Layout, RunResult, RunSpec, UsageError
 from armillary.resilience import FaultClock, FaultHook, Faults, FaultState
@@ -98,6 +98,7 @@ def launch(
         if faults is not None
         else lambda context: None,
         FaultClock(faults.rate) if faults is not None and faults.rate is not None else None,
+        COMPILER if layout.compile else (),
     )
     result: RunResult | None = start_ranks(partial(train_as_rank, large, folder, reporter), ranks, watch)
     return result

@@ -24,7 +24,7 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
@@ -42,6 +42,7 @@ _WORDS = 400  # characters of a dead rank's last output
 _PATIENCE_S = 30.0  # wait for the other ranks after one has ended with an error
 # Modules that the fork server imports; the first optimizer of a process imports torch._dynamo.
 _PRELOAD = ["armillary.launch.ranks.large", "torch.distributed.fsdp", "torch.distributed.tensor", "torch._dynamo"]
+COMPILER = ("torch._inductor.compile_fx",)  # what a rank imports for ``layout.compile``
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Supervision:
 
     At most ``max_restarts`` restarts in a row may make no progress. Then, if one slot was the cause, the run continues
     with the first number of ranks in ``fewer`` (descending) that the other slots allow. ``report`` gets each finding
-    and action as the kind and data of an event.
+    and action as the kind and data of an event. ``preload`` names more modules that ranks are forked with.
     """
 
     max_restarts: int = 3
@@ -72,6 +73,7 @@ class Supervision:
     report: Callable[..., None] = lambda kind, step, **data: None
     faults: Callable[[Any], FaultState | None] = lambda context: None
     clock: FaultClock | None = None
+    preload: tuple[str, ...] = ()
 
 
 def start_ranks(act: Callable[[RankContext], Any], ranks: int, watch: Supervision = Supervision()) -> Any:
@@ -82,12 +84,12 @@ def start_ranks(act: Callable[[RankContext], Any], ranks: int, watch: Supervisio
     """
     context = mp.get_context("forkserver")
     team = _Team(context, act, ranks, watch)
-    with _signals(context, team.stop):
+    with _signals(context, team.stop, watch.preload):
         return team.train()
 
 
 @contextlib.contextmanager
-def _signals(context: Any, stop: Any) -> Iterator[None]:
+def _signals(context: Any, stop: Any, preload: Sequence[str]) -> Iterator[None]:
     """Ctrl-C and SIGTERM set ``stop``; a second signal ends this process. Ranks start with both signals blocked."""
 
     def ask(number: int, frame: object) -> None:
@@ -96,7 +98,7 @@ def _signals(context: Any, stop: Any) -> Iterator[None]:
         stop.value = 1
 
     prefer_large_pages()
-    context.set_forkserver_preload(_PRELOAD)
+    context.set_forkserver_preload([*_PRELOAD, *preload])
     resource_tracker.ensure_running()  # if started later, it would unblock the signals that are blocked here
     # A launcher that ends a job signals all its processes. Ranks get the request through ``stop``, so only SIGKILL ends
     # them.
