@@ -1,7 +1,7 @@
 """The cost of snapshots: blocks of steps with and without them alternate within one run.
 
-Each pair of adjacent blocks gives a ratio of times, so slow changes of the machine's load cancel. The table has the mean
-ratio with its 95 % interval, beside the share of the time that training waited for snapshots, which the events report.
+Each pair of adjacent blocks gives a ratio of times, so slow changes of the machine's load cancel. The table has the
+mean ratio with its 95 % interval, beside the share of the time that training waited for snapshots, as in the events.
 The rest of the cost is what the writing threads take from the steps beside them.
 
 There is one rank per core.
@@ -12,6 +12,7 @@ There is one rank per core.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import os
 import statistics
@@ -88,7 +89,7 @@ def main() -> int:
         events = list(read_events(folder / "run" / "events.jsonl"))
     waited = [e.duration_s or 0.0 for e in events if e.kind == "snapshot" and e.step > 2 * block]
     ends = [times[end - 1] for end in range(block, steps + 1, block)]
-    lengths = [later - before for before, later in zip(ends, ends[1:], strict=False)][1:]
+    lengths = [later - before for before, later in itertools.pairwise(ends)][1:]
     ratios = [math.log(withs / without) for without, withs in zip(lengths[0::2], lengths[1::2], strict=True)]
     mean, spread = statistics.mean(ratios), statistics.stdev(ratios) / math.sqrt(len(ratios))
     reach = float(student.ppf(0.975, len(ratios) - 1)) * spread
