@@ -109,6 +109,7 @@ def main() -> int:
     parser.add_argument("--ways", nargs="+", choices=tuple(GOALS_S), default=list(GOALS_S))
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the run, too
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
