@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from made_runs import made_run, made_spec
 
+from armillary.cli import main
 from armillary.laws import read_table
 from armillary.recipe import UsageError
 from armillary.trackers import Destination, export_runs, run_in
@@ -267,6 +268,11 @@ def test_csv_with_a_row_per_run(tmp_path: Path) -> None:
     assert imported.columns == ["run", "params", "tokens", "val_loss", "optimizer"]
     assert imported.rows[1]["params"] == 5e6 and len(imported.rows) == 9
     assert left(imported)["r9"] == "it has no finite loss"
+    # numbers of a joined table stay numbers, also below zero
+    (tmp_path / "more.csv").write_text("run,shift,sign\n" + "".join(f"r{k},-3.2,-a\n" for k in range(9)))
+    write_table(make_table(*read_runs("csv", [tmp_path / "runs.csv"]), tmp_path / "more.csv"), tmp_path / "out.csv")
+    table = read_table(tmp_path / "out.csv")
+    assert set(table.text("shift")) == {"-3.2"} and set(table.text("sign")) == {"'-a"}
 
 
 def test_csv_with_a_row_per_step_and_a_table_of_sizes(tmp_path: Path) -> None:
@@ -289,6 +295,23 @@ def test_csv_with_a_row_per_step_and_a_table_of_sizes(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no run of it is one of those"):
         (tmp_path / "sizes.csv").write_text("run,n_params\nother,5M\n")
         make_table(*read_runs("csv", [folder]), tmp_path / "sizes.csv")
+
+
+def test_settings_in_a_history_are_numbers_also_zero_and_behind_a_gap(tmp_path: Path) -> None:
+    rows = "".join(f"{step},1e9,{3 - step / 10},0,{'8' if step > 1 else ''}\n" for step in range(1, 5))
+    (tmp_path / "a.csv").write_text("step,tokens,loss,dropout,params\n" + rows)
+    (run,) = read_runs("csv", [tmp_path / "a.csv"])[0]
+    assert run.config["dropout"] == 0.0 and run.config["params"] == 8.0
+    assert isinstance(run.config["dropout"], float)
+
+
+def test_a_table_inside_the_folder_that_is_read_is_refused(tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
+    (tmp_path / "a.csv").write_text("run,params,tokens,loss\na,5M,1e9,3\nb,7M,1e9,2.9\n")
+    monkeypatch.setattr("sys.argv", ["armillary", "import", "csv", str(tmp_path), "--out", str(tmp_path / "out.csv")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and "lies in a folder that is read" in capfd.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_csv_of_a_chart(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from made_runs import BEGAN_S, HOSTILE, READERS, made_run, made_spec
 
-from armillary.recipe import RunResult, Trackers, UsageError, read_result
+from armillary.recipe import ArmillaryError, RunResult, Trackers, UsageError, read_result
 from armillary.store import Store
 from armillary.trackers import Destination, chosen_destination, export_runs, run_in, runs_in
 
@@ -93,6 +93,12 @@ def test_csv_has_a_file_per_run_and_a_table_that_fit_scaling_takes(results: Path
     assert default_columns(table) == ["params", "tokens", "validation/sky/loss", "validation/sea/loss"]
     assert table.text("run") == [chosen[0].run, chosen[1].run, chosen[3].run]
     assert not list((tmp_path / "csv").glob(".*"))
+    # a later export of one run keeps the rows of the others
+    list(export_runs(runs_in(results / "store", None, [chosen[1].run]), where))
+    assert sorted(read_table(tmp_path / "csv" / "runs.csv").text("run")) == sorted(table.text("run"))
+    (tmp_path / "csv" / "runs.csv").write_bytes(b"run\n\xff\n")
+    with pytest.raises(ArmillaryError, match=r"runs\.csv: cannot be read"):
+        list(export_runs(chosen, where))
 
 
 def test_the_folder_of_a_run_alone(tmp_path: Path) -> None:
@@ -147,6 +153,13 @@ def test_the_verb(results: Path, tmp_path: Path) -> None:
     done = command("runs", "export", results, "--to", "tensorboard", "--run", made_spec(seed=1).id[:8])
     assert done.returncode == 0, done.stderr
     assert f"1 run in tensorboard, {tmp_path / 'boards'}, mine: 60 steps added" in done.stdout
+
+
+def test_an_export_without_a_run_has_failed(results: Path, tmp_path: Path) -> None:
+    arguments = ("runs", "export", results, "--to", "csv", "--at", tmp_path / "csv", "--run", made_spec(seed=5).id[:8])
+    done = command(*arguments)
+    assert done.returncode == 1 and "left out" in done.stderr
+    assert command(*arguments, "--json").returncode == 1
 
 
 DYING = """

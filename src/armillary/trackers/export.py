@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import StringIO
@@ -105,7 +105,8 @@ def export_runs(
         else:
             yield Exported(one.run, one.name, rows)
     if where.tracker == "csv":
-        write_file(Path(where.place) / TABLE, _table(chosen).encode())
+        path = Path(where.place) / TABLE
+        write_file(path, _table(chosen, _exported(path, {one.run for one in chosen})).encode())
     progress(len(chosen), len(chosen), "")
 
 
@@ -147,9 +148,24 @@ def _replaced(path: Path) -> Iterator[Any]:
         hidden.unlink(missing_ok=True)
 
 
-def _table(chosen: Sequence[Chosen]) -> str:
-    """A row per finished run with sizes and final losses: a table that ``armillary fit scaling`` takes."""
-    rows: list[dict[str, Any]] = []
+def _exported(path: Path, without: Container[str]) -> list[dict[str, Any]]:
+    """The rows of runs that an earlier call exported there, without those of this call.
+
+    Raises:
+        ArmillaryError: the table cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows: list[dict[str, Any]] = list(csv.DictReader(file, restkey="", restval=""))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, csv.Error) as error:
+        raise ArmillaryError(f"{path}: cannot be read ({error}); move it away and export all runs again") from error
+    return [{name: value for name, value in row.items() if name} for row in rows if row.get("run", "") not in without]
+
+
+def _table(chosen: Sequence[Chosen], rows: list[dict[str, Any]]) -> str:
+    """``rows``, then a row per finished run with sizes and final losses: a table for ``armillary fit scaling``."""
     for one in chosen:
         try:
             spec, result = RunFiles(one.folder).spec, read_result(one.folder)

@@ -34,6 +34,8 @@ def import_runs(
         raise UsageError(f"'{kind}' is not one of {', '.join(FORMATS)}")
     if table.exists() and any(path.exists() and path.samefile(table) for path in [*paths, *([join] if join else [])]):
         raise UsageError(f"--out {table} is one of the files that are read; give another name")
+    if kind == "csv" and any(path.is_dir() and table.resolve().is_relative_to(path.resolve()) for path in paths):
+        raise UsageError(f"--out {table} lies in a folder that is read, so the next call would read it; give another")
     imported = make_table(*read_runs(kind, paths), join)
     write_table(imported, table)
     if as_json:

@@ -129,8 +129,10 @@ def runs_export(
         found = list(export_runs(chosen, where, lambda done, total, note: show("export", done, total, note)))
     finally:
         show.close()
+    none = bool(found) and all(one.problem is not None for one in found)
     if as_json:
-        return show_json({"to": where.to_json(), "runs": [one.to_json() for one in found]})
+        show_json({"to": where.to_json(), "runs": [one.to_json() for one in found]})
+        raise typer.Exit(int(none))
     for one in found:
         if one.problem is not None:
             err.print(f"[yellow]left out[/yellow] {escape(f'{one.name}: {one.problem}')}", highlight=False)
@@ -140,6 +142,7 @@ def runs_export(
         escape(f"{counted(whole, 'run')} in {to}, {there}, {where.project}: {counted(rows, 'step')} added"),
         highlight=False,
     )
+    raise typer.Exit(int(none))
 
 
 store_app = typer.Typer(help="The database of a recipe's runs.", no_args_is_help=True)

@@ -97,9 +97,11 @@ def _of_row(table: Table, number: int, name: str | None) -> FoundRun:
 def _of_history(table: Table, step: str, name: str) -> FoundRun:
     run = FoundRun(name)
     for column in table.columns:
-        entries = set(filter(None, table.text(column)))
+        entries = {entry: row for row, entry in enumerate(table.text(column)) if entry}
         if column != step and len(entries) == 1 and len(table.rows) > 1:
-            run.config[column] = _number(table, column, 0) or next(iter(entries))
+            ((entry, row),) = entries.items()
+            value = _number(table, column, row)
+            run.config[column] = entry if value is None else value
     for number in range(len(table.rows)):
         at = _number(table, step, number)
         for column in table.columns:

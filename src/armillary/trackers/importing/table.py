@@ -117,7 +117,13 @@ def _cell(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     plain = " ".join(value.split())
-    return f"'{plain}" if plain.startswith(("=", "+", "-", "@")) else plain
+    if not plain.startswith(("=", "+", "-", "@")):
+        return plain
+    try:
+        float(plain)  # a number of another table is no formula
+    except ValueError:
+        return f"'{plain}"
+    return plain
 
 
 def _different(names: Sequence[str]) -> list[str]:
