@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from made import links, metrics
+from made import links, metrics, write_run
 
 import fakes
+from armillary.console import places
 from armillary.console.pages import examinations
 from armillary.recipe import RunSpec
 from armillary.store import Reader, RunFilter, Store
@@ -119,6 +120,20 @@ def test_a_study_says_what_lies_beyond_the_edge(workspace, client, tmp_path, lan
     said = {"en": "of them were trained after the first results", "zh": "在得出首批结果之后训练"}
     end = {"en": "still at the edge of the tried range", "zh": "仍位于所试范围的边缘"}
     assert said[language] in shown and end[language] in shown
+
+
+def test_a_store_that_appears_later_is_shown_and_numbers_stay(workspace, client, tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "_RESCAN_S", -1.0)
+    watched = tmp_path / "watched"
+    spec = next(file for file in (workspace / "store").rglob("spec.json"))
+    write_run(watched / "alone", RunSpec.model_validate_json(spec.read_text()))
+    here = client(watched)
+    assert "alone" in ok(here, "/runs") and not any("/studies/" in link for link in links(ok(here, "/")))
+    shutil.copytree(workspace, watched / "later")
+    address = next(link for link in links(ok(here, "/")) if link.startswith("/studies/"))
+    assert address.startswith("/studies/1?") and ok(here, address)
+    shown = ok(here, "/runs?store=0")
+    assert "alone" in shown and "later" in ok(here, "/runs?store=1")
 
 
 def test_predictions_show_interval_verdict_calibration_chain_and_budget(built, client):

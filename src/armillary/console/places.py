@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -209,10 +210,27 @@ class Place:
 
 
 class Watch:
-    """All watched places; a place's ``number`` is its position in ``places``."""
+    """All watched places; a place's ``number`` is its position in ``places``.
 
-    def __init__(self, places: list[Place]) -> None:
-        self.places = places
+    In ``folders`` new stores are looked for every few seconds. They are added at the end, so numbers stay valid.
+    """
+
+    def __init__(self, places: list[Place], folders: Sequence[Path] = ()) -> None:
+        self._places, self._folders = places, folders
+        self._looked_at, self._looking = time.monotonic(), threading.Lock()
+
+    @property
+    def places(self) -> list[Place]:
+        """The places, with the stores that have appeared meanwhile."""
+        with self._looking:
+            if self._folders and time.monotonic() - self._looked_at > _RESCAN_S:
+                known = {place.workspace for place in self._places if place.reader is not None}
+                for folder in self._folders:
+                    for one in _workspaces(folder):
+                        if one not in known:
+                            self._places.append(Place(len(self._places), str(one), one, Reader(one / "store")))
+                self._looked_at = time.monotonic()
+            return list(self._places)
 
     def each(self, act: Callable[[Place], T], problems: list[str]) -> Iterator[tuple[Place, T]]:
         """Yield each place with the result of ``act``; a failure is added to ``problems`` and its place is skipped."""
@@ -226,8 +244,9 @@ class Watch:
 
     def place(self, number: str) -> Place | None:
         """The place whose number has this text in a URL; None if there is none."""
-        known = number.isascii() and number.isdigit() and len(number) < 5 and int(number) < len(self.places)
-        return self.places[int(number)] if known else None
+        places = self.places
+        known = number.isascii() and number.isdigit() and len(number) < 5 and int(number) < len(places)
+        return places[int(number)] if known else None
 
     def runs(self, keys: Sequence[str], problems: list[str]) -> list[Run]:
         """The runs of the keys ``PLACE.RUN`` of a URL, in their order; unknown keys are left out."""
@@ -257,7 +276,7 @@ class Watch:
 
     def close(self) -> None:
         """Close all connections."""
-        for place in self.places:
+        for place in self._places:
             if place.reader is not None:
                 place.reader.close()
 
@@ -269,6 +288,7 @@ def watch(given: Iterable[str]) -> Watch:
         UsageError: a place does not exist, or the database of a URL cannot be used.
     """
     places: list[Place] = []
+    folders: list[Path] = []
     for argument in given:
         if "://" in argument:
             reader = Reader(_NOWHERE, argument)
@@ -280,29 +300,34 @@ def watch(given: Iterable[str]) -> Watch:
         if path.is_file():
             reader = Reader(path.parent, f"sqlite:///{path}")
             places.append(Place(len(places), argument, _workspace(path.parent), reader))
+        elif (path / "store.sqlite").exists():
+            places.append(Place(len(places), argument, _workspace(path), Reader(path)))
         else:
-            places += _of_folder(path, len(places))
-    return Watch(places)
+            for one in (workspaces := _workspaces(path)):
+                places.append(Place(len(places), str(one), one, Reader(one / "store")))
+            if path not in workspaces:
+                places.append(Place(len(places), argument, path, None))
+            folders.append(path)
+    return Watch(places, folders)
 
 
 def _workspace(store: Path) -> Path:
     return store.resolve().parent if store.resolve().name == "store" else store
 
 
-def _of_folder(path: Path, first: int) -> list[Place]:
-    if (path / "store.sqlite").exists():
-        return [Place(first, str(path), _workspace(path), Reader(path))]
+def _workspaces(path: Path) -> list[Path]:
+    """The folder itself if it has a store, else the folders below it that have one."""
     if (path / "store").is_dir():
-        return [Place(first, str(path), path, Reader(path / "store"))]
-    stores = sorted(file.parent.parent for file in path.glob("*/store/store.sqlite"))
-    stores += sorted(file.parent.parent for file in path.glob("*/*/store/store.sqlite"))
-    places = [Place(first + n, str(one), one, Reader(one / "store")) for n, one in enumerate(stores)]
-    loose = Place(first + len(places), str(path), path, None)
-    return [*places, loose] if not places or loose.found.runs else places
+        return [path]
+    below = (sorted(file.parent.parent for file in path.glob(f"{depth}store/store.sqlite")) for depth in ("*/", "*/*/"))
+    return [one for folders in below for one in folders]
 
 
 def _scan(root: Path, with_runs: bool) -> Found:
-    """Scan a folder, and the folders in it down to a depth of ``_MAX_DEPTH``, breadth first."""
+    """Scan a folder, and the folders in it down to a depth of ``_MAX_DEPTH``, breadth first.
+
+    With runs, it is a folder without a store; workspaces in it are places by themselves and are left out.
+    """
     found, entered = Found(), 0
     waiting = [(root, 0)]
     while waiting and entered < _MAX_FOLDERS:
@@ -311,6 +336,8 @@ def _scan(root: Path, with_runs: bool) -> Found:
         try:
             names = {entry.name: entry for entry in os.scandir(folder)}
         except OSError:
+            continue
+        if with_runs and "store" in names and (folder / "store" / "store.sqlite").exists():
             continue
         key = hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:16]
         if "results.json" in names:
