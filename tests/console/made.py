@@ -42,13 +42,14 @@ def events(run: str, steps: int, rank: int = 0, every: int = 25) -> list[Event]:
     for step in range(every, steps + 1, every):
         took = 0.1 * every * (1 + rank * (step == 2 * every))
         at += took
-        found.append(Event(time_s=at, run=run, kind="progress", step=step, rank=rank, duration_s=took))
+        memory = {"memory_gib": 1.5 + rank}
+        found.append(Event(time_s=at, run=run, kind="progress", step=step, rank=rank, duration_s=took, data=memory))
         if step == 3 * every and rank == 0:
             found.append(Event(time_s=at, run=run, kind="fault", step=step, data={"problem": "rank 1 was killed"}))
             found.append(Event(time_s=at + 3, run=run, kind="detected", step=step, data={"culprit": 1}))
             found.append(Event(time_s=at + 4, run=run, kind="restart", step=step, data={"attempt": 2}))
             at += 4
-    found.append(Event(time_s=at + 1, run=run, kind="end", step=steps, rank=rank, data={"memory_gib": 1.5 + rank}))
+    found.append(Event(time_s=at + 1, run=run, kind="end", step=steps, rank=rank))
     return found
 
 

@@ -107,6 +107,8 @@ def test_a_result_speaks_of_the_whole_run(make_spec, tiny_corpus, tmp_path, undi
     kinds = [e.kind for e in events if e.kind not in ("progress", "data_wait")]
     assert kinds == ["start", "running", *["validation"] * 6, "end"]
     assert result.wall_s == sum(e.duration_s or 0 for e in events if e.kind != "data_wait")
+    memory = [e.data["memory_gib"] for e in events if e.kind == "progress"]
+    assert memory and memory == sorted(memory) and 0.05 < memory[0] <= memory[-1] < 64
 
 
 def test_a_run_that_is_done_is_not_trained_again(make_spec, tiny_corpus, tmp_path):

@@ -38,7 +38,7 @@ from armillary.recipe import (
 )
 from armillary.resilience import Judge
 from armillary.train.checkpoint import Branches, Peers, SyncSaver, remove_checkpoints
-from armillary.train.engines import Engine, SingleDeviceEngine
+from armillary.train.engines import Engine, SingleDeviceEngine, peak_memory_gib
 from armillary.train.errors import BadStepError, DivergedError
 from armillary.train.folder import open_folder, read_metrics
 from armillary.train.hooks import Hook, Metrics, Save, Stop, Validate, call_hook, is_due, wishes
@@ -282,7 +282,8 @@ class Run(Generic[EngineT]):
         loss = self.metrics.last["loss"]
         if waited_s >= _LEAST_WAIT_S:
             self.reporter.write("data_wait", self.step, waited_s)
-        self.reporter.write("progress", self.step, seconds, loss=loss)
+        memory_gib = round(peak_memory_gib(self.engine.device), 3)
+        self.reporter.write("progress", self.step, seconds, loss=loss, memory_gib=memory_gib)
         self.metrics.show()
         self.save.report(self)
 

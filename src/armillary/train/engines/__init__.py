@@ -1,6 +1,6 @@
 """Engines take the steps of a run: one engine per file."""
 
-from armillary.train.engines.engine import Engine, autocast, outline, parts, validate
+from armillary.train.engines.engine import Engine, autocast, outline, parts, peak_memory_gib, validate
 from armillary.train.engines.parallel import ParallelEngine
 from armillary.train.engines.single import ADAPTER, SingleDeviceEngine, loss_sums, train_step
 from armillary.train.engines.stack import Stack
@@ -15,6 +15,7 @@ __all__ = [
     "loss_sums",
     "outline",
     "parts",
+    "peak_memory_gib",
     "train_step",
     "validate",
 ]

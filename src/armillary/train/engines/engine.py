@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -73,6 +74,13 @@ class Engine(Protocol):
 
     def check_copies(self) -> str | None:
         """A description of differing copies of the same values on several ranks; None if all agree."""
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory that this process has used so far, in GiB: tensors on an accelerator, or all of it on a CPU."""
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
 def autocast(spec: RunSpec, device: torch.device) -> contextlib.AbstractContextManager[Any]:
