@@ -177,6 +177,7 @@ def test_killed_at_any_write_nothing_is_lost_doubled_or_asked_twice(
         (" \n", "stop", "rewriting is empty"),
         ("ann has 5 apples Ann buys 3 more. How many apples does Ann have now", "stop", "rewriting changed nothing"),
         ("Ann had 5 apples at first. She bought 3 more.", "stop", "rewriting asks nothing"),
+        ("To find the apples, you would add 5 and 3 and divide by 1.", "stop", "rewriting asks nothing"),
         ("安有5个苹果，又买了3个。安现在有几个苹果？", "stop", "rewriting changed the language"),
         ("Ann had 5 apples and bought 4. How many has she now?", "stop", "rewriting changed the numbers"),
         ("How many are 5 and 3? The answer is 8.", "stop", "rewriting holds the instruction or an answer"),

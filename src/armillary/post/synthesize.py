@@ -47,10 +47,12 @@ _ASK: dict[str, str] = {
 }
 _STOP = ("\nQuestion:", "\n题目：")
 # A question, or a request in the families' wording.
+# A question, or an imperative at the start of a clause: "to find the mean, you would add them" asks nothing.
 _REQUEST = re.compile(
-    r"[?？]|\b(?:find|calculate|compute|convert|express|solve|write|define|work out|divide|determine|list|put|give|"
+    r"[?？]|(?:^|[.!:;,)]\s+)(?:(?:then|now|next|please|and)\s+)*"
+    r"(?:find|calculate|compute|convert|express|solve|write|define|work out|divide|determine|list|put|give|"
     r"tell|arrange|show|state|create|implement)\b|求|解|计算|算|把|将|请|写|编|填|排列|找",
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
 _LEAKED = re.compile(
     r"in other words|rewr(?:ite|itten)|rephrase|the answer is|改写|题目[：:]|答案是|other words[:：]|new question",

@@ -94,6 +94,8 @@ REWRITTEN = [
     ("expression", "How much is 2 + 3, and then 4 - 1?", None),
     ("discount", "A coat is sold for 80 dollars. After a discount of 25%, what is the new price?", "60"),
     ("discount", "A coat costs 80 dollars after 25% off. What was the price before?", None),
+    ("discount", "现价是1800元的椅子的降价是20%。现价是多少元？", None),
+    ("discount", "A coat is now 80 dollars, with a discount of 25%. What is the new price?", None),
     ("average", "Work out the mean of 3, 5, and 10.", "6"),
     ("average", "Work out the mean and the median of 3, 5, and 10.", None),
     ("travel", "How far does a car get in 3 hours at 60 km/h?", "180"),

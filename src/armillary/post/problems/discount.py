@@ -54,6 +54,11 @@ def read(text: str) -> str | None:
     up = re.search(r"increas|goes up|went up|raised?|rises?|rose|涨|上调|提高", text, re.I)
     percent = re.findall(r"(\d+(?:\.\d+)?)\s*(?:%|percent)", text)
     price = re.findall(r"\$\s*(\d+(?:\.\d+)?)|(\d+(?:\.\d+)?)[ -]?(?:dollars?|元)", text)
+    # The reader takes the price in the text for the old one.
+    if re.search(
+        r"现价(?:是|为)?\s*\d|\b(?:now|currently|current price)\b[^.?\d]{0,25}\d+(?:\.\d+)?\s*dollars?", text, re.I
+    ):
+        return None
     if bool(down) == bool(up) or len(percent) != 1 or len(price) != 1 or len(re.findall(r"\d+(?:\.\d+)?", text)) != 2:
         return None
     asks = (
