@@ -14,6 +14,7 @@ from tiny_teaching import QUESTIONS, make
 from armillary.evaluate import read_examination
 from armillary.path.taught import teaching_part, write_page
 from armillary.path.teach import Step, teach
+from armillary.post import read_record
 from armillary.post.items import read_items
 from armillary.post.tuning import Handling
 from armillary.recipe import (
@@ -46,6 +47,34 @@ def test_every_model_is_examined_on_the_same_items(taught: tuple[Path, list[Step
     trained = {item.text for item in read_items(folder / "out" / "questions" / "items.jsonl")}
     held = {item.text for item in read_items(folder / "out" / "held-out" / "items.jsonl")}
     assert len(trained) == 24 and not trained & held
+
+
+def test_training_questions_are_compared_with_every_evaluation_set_in_use(tiny_hf: Path, tmp_path: Path) -> None:
+    """The recipe's sets and texts, and the held-out questions."""
+    from armillary.path import teach as module
+
+    def stop(*_: Any, **__: Any) -> Any:
+        raise InterruptedRunError("stopped")
+
+    recipe = make(tmp_path, tiny_hf, evolve=None, gain=None, reject=None, dpo=None, merge=None)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):
+        patch.setattr(module, "decontaminate", stop)
+        teach(recipe, tmp_path / "out")
+    verified = list(read_items(tmp_path / "out" / "verified" / "items.jsonl"))
+    prose = Path(recipe.examine.texts["prose"])
+    prose.write_text(json.dumps({"text": f"An old text says: {verified[3].text}"}) + "\n")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):
+        patch.setattr(module, "examine_items", stop)
+        teach(recipe, tmp_path / "out")
+    record = read_record(tmp_path / "out" / "questions-clean")
+    assert {Path(name.removeprefix("evaluation ")).name for name in record["inputs"]} == {
+        "items",
+        "items.jsonl",
+        "prose.jsonl",
+    }
+    assert sum(name.startswith("evaluation") for name in record["inputs"]) == 3
+    clean = [item.id for item in read_items(tmp_path / "out" / "questions-clean" / "items.jsonl")]
+    assert verified[3].id not in clean and len(clean) < len(verified)
 
 
 def test_a_moved_folder_is_the_same_teaching(taught: tuple[Path, list[Step]], tiny_hf: Path, tmp_path: Path) -> None:

@@ -159,3 +159,20 @@ def test_ched_repeats_its_training_text(split: str, rows: int, repeated: int) ->
         pytest.skip(f"{path}: this split of CHED is not here")
     found = next(one for one in find_leaks(path, print) if one.earlier == "train")
     assert (found.rows, found.counts["exact"]) == (rows, repeated)
+
+
+def test_questions_of_the_same_family_match_only_as_a_whole(tmp_path: Path) -> None:
+    """Held-out questions have the wording of the training questions, and differ in their numbers only."""
+    texts = [f"A train travels {n} km per hour for {n + 1} hours and then waits. How far is it?" for n in range(4)]
+    other = "The old lighthouse keeper counted seventeen ships that passed the northern cape before the storm came."
+    data = lines(tmp_path / "data.jsonl", *map(asked, [*texts, f"{other} Which ships?"]))
+    held_out = lines(tmp_path / "held-out" / "items.jsonl", asked(texts[1].upper()))
+    prose = lines(tmp_path / "prose.jsonl", {"text": other})
+    own = DecontaminateOptions(whole=(held_out,))
+    assert decontaminate(data, [], tmp_path / "own", own)["counts"]["dropped"] == {"exact": 1}
+    assert rows(tmp_path / "own" / "dropped.jsonl")[0]["matched"] == "held-out/items.jsonl:1"
+    assert decontaminate(data, [prose], tmp_path / "both", own)["counts"]["dropped"] == {"exact": 1, "ngram": 1}
+    # in the other passes, a question of the family matches every question of it
+    assert decontaminate(data, [held_out, prose], tmp_path / "all", OPTIONS)["counts"]["kept"] == 0
+    moved = prose.rename(prose.with_name("moved.jsonl"))
+    assert decontaminate(data, [moved], tmp_path / "both", own)["counts"]["kept"] == 3

@@ -59,13 +59,15 @@ _Hashes = NDArray[np.uint64]
 class KnownItem:
     """An item of an evaluation set: its name, and the texts by which it is recognised.
 
-    ``choices`` are shown with the question; ``solution`` is an answer in sentences, or "".
+    ``choices`` are shown with the question; ``solution`` is an answer in sentences, or "". With ``whole_only``, a text
+    matches only if it equals the question: for items whose wording others share.
     """
 
     name: str
     question: str
     choices: tuple[str, ...] = ()
     solution: str = ""
+    whole_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class KnownItems:
         for number, item in enumerate(items):
             whole = "\n".join((item.question, *item.choices))
             self._exact.setdefault(_whole(whole), number)
+            if item.whole_only:
+                continue
             # A short question such as "Which of these is true?" does not identify an item without its choices.
             parts = [(whole, True), *([(item.question, False)] if item.choices else []), (item.solution, False)]
             for place, (text, judged) in enumerate(parts):
@@ -105,6 +109,7 @@ class KnownItems:
         masked = _Units([masked_numbers(texts[place]) for place in asked])
         self._masked = _Grams(masked, owners[asked], whole_too[asked])
         # Whole questions, with their choices.
+        self._asked = owners[whole_too]
         self._similar = _Similar(_Units([masked_numbers(texts[place]) for place in np.flatnonzero(whole_too)]))
 
     def match(self, documents: Sequence[Sequence[str]]) -> list[Match | None]:
@@ -129,7 +134,10 @@ class KnownItems:
             return
         units = _Units(texts if by == "ngram" else [masked_numbers(text) for text in texts])
         if by == "near":
-            pairs = self._similar.pairs(units, owner, self._near)
+            near = self._similar.pairs(units, owner, self._near)
+            pairs: Iterator[tuple[int, int, float]] = (
+                (document, int(self._asked[text]), share) for document, text, share in near
+            )
         else:
             pairs = (self._plain if by == "ngram" else self._masked).pairs(units, owner)
         best: dict[int, tuple[float, int]] = {}
@@ -200,7 +208,7 @@ class _Similar:
         self._order, self._keys = order, np.take_along_axis(keys, order, axis=1)
 
     def pairs(self, units: _Units, owner: _Ints, threshold: float) -> Iterator[tuple[int, int, float]]:
-        """Document, item and their similarity, from ``threshold`` on."""
+        """Document, number of the known text, and their similarity, from ``threshold`` on."""
         shingles = _shingle_sets(units)
         keys = all_band_keys(signatures(units.texts))
         agreed = []

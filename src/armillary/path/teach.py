@@ -24,7 +24,7 @@ The same call resumes: finished stages are reused, and an unfinished one continu
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -36,7 +36,6 @@ from types import MappingProxyType
 from typing import Any
 
 from armillary.evaluate import Examination, compare, scores_of
-from armillary.files import write_file
 from armillary.generate import Backend, BackendOptions, Sampling, open_backend
 from armillary.laws import AtChanceError, GainLaw, paired_difference
 from armillary.post import ITEMS, EvolveOptions, SampleOptions, evolve, read_items, to_line
@@ -44,11 +43,13 @@ from armillary.post.chance import chance_level
 from armillary.post.decontaminate import DecontaminateOptions, decontaminate
 from armillary.post.dpo import DpoOptions, prefer
 from armillary.post.examine import BITS, ExamineOptions, examine_items, in_template
+from armillary.post.joins import Written, in_random_order, lines_of, write_lines
 from armillary.post.merge import LEAST_ITEMS, MERGE, MergeOptions, Search, find_weights, held_out_loss, merge
 from armillary.post.pairs import Files, PairOptions, pairs_by_verifier
 from armillary.post.plan import SftOptions
 from armillary.post.reject import RejectOptions, reject
 from armillary.post.sft import fine_tune
+from armillary.post.stage import Keys
 from armillary.post.synthesize import SynthesisOptions, synthesize
 from armillary.post.template import Templated, open_renderer
 from armillary.post.tuning import Handling, digest, digest_model
@@ -248,11 +249,9 @@ class _Teaching:
 
     def _evolved(self, items: Path, asked: Evolution) -> Path:
         """The questions, with harder and other ones derived from the first ``asked.items``."""
-        lines = items.read_bytes().splitlines(keepends=True)
-        first, out = self.out / "evolved.jsonl", self.out / "evolved"
-        write_file(first, b"".join(lines[: asked.items]))
+        first, out = write_lines(self.out / "evolved.jsonl", lines_of(items, 0, asked.items)), self.out / "evolved"
         sampling = SampleOptions(asked.samples, (0.8,), self.recipe.examine.max_new_tokens)
-        total = min(asked.items, len(lines)) * (asked.rounds + 1)
+        total = first.lines * (asked.rounds + 1)
         options = EvolveOptions(
             asked.rounds,
             asked.breadth,
@@ -260,7 +259,7 @@ class _Teaching:
             progress=lambda done: self.handling.advance("evolve", done, total, ""),
         )
         with closing(self._reference(asked.reference)) as backend:
-            counts = evolve(first, out, backend, backend, options)["counts"]
+            counts = evolve(first.path, out, backend, backend, options)["counts"]
         decided = [reasons for _, reasons in sorted(counts["rounds"].items())]
         made = sum(reasons.get("kept", 0) for reasons in decided)
         if not made:
@@ -268,9 +267,8 @@ class _Teaching:
             self._leave_out("evolve", f"no question was evolved ({reasons})")
             return items
         self.say(f"evolve: {made} evolved questions")
-        both = self.out / "questions-evolved.jsonl"
-        write_file(both, (out / ITEMS).read_bytes() + b"".join(lines[asked.items :]))
-        return both
+        lines = itertools.chain(lines_of(out / ITEMS), lines_of(items, asked.items))
+        return write_lines(self.out / "questions-evolved.jsonl", lines).path
 
     def _reference(self, model: str | None) -> Backend:
         """The model that measures the difficulty of questions: by default the base, prompted as in its examination."""
@@ -289,16 +287,17 @@ class _Teaching:
         return self.out / "verified" / ITEMS
 
     def _clean(self, items: Path, out: Path) -> Path:
-        """Training questions without items of evaluation sets.
+        """Training questions without items of any evaluation set in use: its own sets, and the recipe's sets and texts.
 
-        Held-out questions of the same families are not compared: they are different anyway, and the pass that masks
-        numbers would match every question of a family.
+        Held-out questions of the same families are compared as a whole only, because the pass that masks numbers would
+        match every question of a family.
         """
-        against = [Path(where) for where in (*self.recipe.decontaminate, *self.recipe.examine.sets.values())]
-        if not against:
-            return items
+        asked = self.recipe.examine
+        against = [Path(where) for where in (*self.recipe.decontaminate, *asked.sets.values(), *asked.texts.values())]
         options = DecontaminateOptions(
-            progress=lambda done, total: self.handling.advance(out.name, done, total, ""), note=self.say
+            whole=tuple(path for name, path in self.sets.items() if name not in asked.sets),
+            progress=lambda done, total: self.handling.advance(out.name, done, total, ""),
+            note=self.say,
         )
         record = decontaminate(items, against, out, options)
         dropped = record["counts"]["dropped"]
@@ -308,20 +307,21 @@ class _Teaching:
     def _predicted(self, data: Path, gain: Gain) -> dict[str, Any]:
         """Predict the held-out score of fine-tuning on all of ``data``; the prediction is recorded before it begins."""
         place = self.out / "gain" / "prediction.json"
-        lines = sorted(data.read_bytes().splitlines(keepends=True), key=lambda line: hashlib.sha256(line).digest())
-        sizes = [max(1, round(part * len(lines))) for part in gain.parts]
+        count = sum(1 for _ in lines_of(data))
+        sizes = [max(1, round(part * count)) for part in gain.parts]
         with contextlib.suppress(FileNotFoundError):
             known = read_sealed(place, "prediction of a gain", FORMAT, "remove the folder to predict again")
-            if known["parts"] != sizes or known["items"] != len(lines):
+            if known["parts"] != sizes or known["items"] != count:
                 raise UsageError(
                     f"{place}: was made from parts of {known['parts']} of {known['items']} items, but the recipe has "
-                    f"{sizes} of {len(lines)}; give another folder"
+                    f"{sizes} of {count}; give another folder"
                 )
             return known
-        scores = [
-            self._part(f"gain/{part:g}", b"".join(lines[:size])) for part, size in zip(gain.parts, sizes, strict=True)
-        ]
-        document: dict[str, Any] = {"format": FORMAT, "parts": sizes, "items": len(lines), "interval": INTERVAL}
+        scores = []
+        for part, size in zip(gain.parts, sizes, strict=True):
+            few = write_lines(self.out / "gain" / f"{part:g}.jsonl", in_random_order(data, size))
+            scores.append(self._part(f"gain/{part:g}", few))
+        document: dict[str, Any] = {"format": FORMAT, "parts": sizes, "items": count, "interval": INTERVAL}
         document["scores"] = [sum(score) / len(score) for score in scores]
         document["chance"] = chance_level(data, self.sets[HELD_OUT])
         document["recorded_at"] = datetime.now(UTC).isoformat()
@@ -332,7 +332,7 @@ class _Teaching:
                     "every question of a kind has the same answer; use questions with different answers"
                 )
             law = GainLaw(chance=document["chance"]).fit([[float(size)] for size in sizes], scores)
-            mean, low, high = law.predict([[float(len(lines))]], INTERVAL)
+            mean, low, high = law.predict([[float(count)]], INTERVAL)
             document |= {"predicted": float(mean[0]), "low": float(low[0]), "high": float(high[0])}
             self.say(f"gain: predicted {mean[0]:.3f} ({low[0]:.3f} to {high[0]:.3f})")
         except AtChanceError as error:
@@ -341,16 +341,14 @@ class _Teaching:
         write_sealed(place, document)
         return document
 
-    def _part(self, name: str, data: bytes) -> list[float]:
-        """The score of each held-out question after a fine-tuning on ``data``; the model is removed afterwards."""
-        few, kept = self.out / f"{name}.jsonl", self.out / f"{name}.json"
-        few.parent.mkdir(parents=True, exist_ok=True)
-        write_file(few, data)
-        asked = {"data": digest(few), "held_out": digest(self.sets[HELD_OUT]), "recipe": self._portable()["sft"]}
+    def _part(self, name: str, few: Written) -> list[float]:
+        """The score of each held-out question after a fine-tuning on ``few``; the model is removed afterwards."""
+        kept = self.out / f"{name}.json"
+        asked = {"data": few.sha256, "held_out": digest(self.sets[HELD_OUT]), "recipe": self._portable()["sft"]}
         try:
             known = read_sealed(kept, "score of a part", FORMAT, "remove it to train the part again")
         except FileNotFoundError:
-            found = self._asked(name, self._fine_tuned(name, few), {HELD_OUT: self.sets[HELD_OUT]})
+            found = self._asked(name, self._fine_tuned(name, few.path), {HELD_OUT: self.sets[HELD_OUT]})
             scores = [item.scores["right"] for item in found.items[HELD_OUT]]
             known = {"format": FORMAT, **asked, "scores": scores}
             write_sealed(kept, known)
@@ -380,9 +378,8 @@ class _Teaching:
         self.say(f"reject: {record['counts']['kept']} verified samples kept")
         if not record["counts"]["kept"]:
             return self._leave_out("sft-2", "no sample was right, so there is nothing new to train on")
-        both = self.out / "sft-2.jsonl"
-        write_file(both, data.read_bytes() + (self.out / "rejected" / ITEMS).read_bytes())
-        self._tuned("sft-2", both)
+        lines = itertools.chain(lines_of(data), lines_of(self.out / "rejected" / ITEMS))
+        self._tuned("sft-2", write_lines(self.out / "sft-2.jsonl", lines).path)
 
     def _preferred(self, asked: PreferenceStage) -> None:
         """The model taken so far, trained with DPO on pairs of its own right and wrong samples."""
@@ -433,16 +430,18 @@ class _Teaching:
         """The weights found on separate validation questions; None if no merge is better."""
         assert asked.evaluations is not None
         made = self._questions("validation", asked.validation, self.recipe.questions.seed + 2, split="held-out")
-        examined = {item.text for item in read_items(self.sets[HELD_OUT])}
-        others = [item.to_json() for item in read_items(made) if item.text not in examined]
-        if len(others) < LEAST_ITEMS:
+        examined = Keys()
+        for item in read_items(self.sets[HELD_OUT]):
+            examined.add(item.text)
+        others = (to_line(item.to_json()) for item in read_items(made) if item.text not in examined)
+        written = write_lines(self.out / "validation.jsonl", others)
+        if written.lines < LEAST_ITEMS:
             self._leave_out(
-                "merged", f"{len(others)} further held-out questions are too few; choosing weights needs {LEAST_ITEMS}"
+                "merged",
+                f"{written.lines} further held-out questions are too few; choosing weights needs {LEAST_ITEMS}",
             )
             return None
-        validation = self.out / "validation.jsonl"
-        write_file(validation, b"".join(map(to_line, others)))
-        score, name = held_out_loss(validation, models[0])
+        score, name = held_out_loss(written.path, models[0])
         search = Search(
             score,
             name,

@@ -7,10 +7,11 @@ taken from the training questions; the held-out ones would give the best answer 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import hashlib
 from pathlib import Path
 
 from armillary.post.items import Item, read_items
+from armillary.post.joins import temporary_table
 
 
 def chance_level(training: Path, held_out: Path) -> float:
@@ -22,16 +23,22 @@ def chance_level(training: Path, held_out: Path) -> float:
     Raises:
         UsageError: a wrong row in one of the files.
     """
-    answers: defaultdict[tuple[str, int, str], Counter[str]] = defaultdict(Counter)
-    for item in read_items(training):
-        answers[_kind(item)][item.answer or ""] += 1
-    often = {kind: max(counts.values()) / counts.total() for kind, counts in answers.items()}
+    with temporary_table("answers (family text, level integer, language text, answer blob)") as table:
+        rows = ((*_kind(item), _hash(item.answer or "")) for item in read_items(training))
+        table.executemany("insert into answers values (?, ?, ?, ?)", rows)
+        each = "select *, count(*) as n from answers group by family, level, language, answer"
+        shares = f"select family, level, language, max(n), sum(n) from ({each}) group by family, level, language"
+        often = {tuple(kind): most / total for *kind, most, total in table.execute(shares)}
     levels = [max(often.get(_kind(item), 0.0), _guess(item)) for item in read_items(held_out)]
     return sum(levels) / len(levels) if levels else 0.0
 
 
 def _kind(item: Item) -> tuple[str, int, str]:
     return item.family, item.level, item.language
+
+
+def _hash(answer: str) -> bytes:
+    return hashlib.blake2b(answer.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _guess(item: Item) -> float:

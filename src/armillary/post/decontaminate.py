@@ -4,21 +4,22 @@ The evaluation items are indexed and training items are read in batches, so memo
 Each turn of an item is compared in four passes (``armillary.corpus.KnownItems``): as a whole, by runs of 13 units, by
 the same runs with numbers masked, and as a near duplicate. The first pass with a match decides.
 
-Kept items are copied unchanged. ``dropped.jsonl`` has one row per removed item: the pass as ``reason``, the evaluation
-item as ``matched``, the share of it that was found as ``share``, and the removed ``item`` itself.
+The items may have any format of `formats`, with tool calls too. Preference pairs are compared with both answers. Kept
+items are copied unchanged, in the format of their file. ``dropped.jsonl`` has one row per removed item: the pass as
+``reason``, the evaluation item as ``matched``, the share of it that was found as ``share``, and the removed ``item``.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from armillary.corpus import KnownItem, KnownItems
 from armillary.evaluate.tasks import evaluation_files, read_evaluation, read_split, split_of
-from armillary.post.items import Item, read_items
+from armillary.post.records import Record, read_records
 from armillary.post.stage import Stage, StageSpec, open_stage
 from armillary.recipe import UsageError
 
@@ -38,11 +39,13 @@ class DecontaminateOptions:
 
     Attributes:
         near: smallest Jaccard similarity of a near duplicate, above 0 and up to 1.
+        whole: further evaluation files, of the same families as the items: only equal questions match.
         progress: called with the bytes of items read so far, and the total.
         note: called with each skipped part of the evaluation sets.
     """
 
     near: float = NEAR
+    whole: tuple[Path, ...] = ()
     progress: Progress = lambda done, total: None
     note: Note = lambda text: None
 
@@ -54,25 +57,30 @@ def decontaminate(items: Path, against: Sequence[Path], out: Path, options: Deco
     """Copy ``items`` to ``out`` without those that repeat an evaluation item; return the record of the stage.
 
     Args:
-        items: JSON Lines of items.
+        items: a file of items, conversations or pairs.
         against: evaluation files, and folders of them.
         out: folder of the stage; an unfinished one resumes.
 
     Raises:
         UsageError: no evaluation set, an unreadable file, a wrong row, or a folder with different inputs.
     """
-    if not against:
+    if not against and not options.whole:
         raise UsageError("no evaluation set; name files or folders with --against")
     sets = [one for path in against for one in read_evaluation(path, options.note)]
+    for path in options.whole:
+        for one in read_evaluation(path, options.note):
+            named = [replace(item, name=f"{path.parent.name}/{item.name}", whole_only=True) for item in one.items]
+            sets.append(replace(one, items=named))
     inputs = {"items": items, **{f"evaluation {one.path}": one.path for one in sets}}
-    with open_stage(out, StageSpec("decontaminate", {"near": options.near}, inputs)) as stage:
+    settings = {"near": options.near, **({"whole": len(options.whole)} if options.whole else {})}
+    with open_stage(out, StageSpec("decontaminate", settings, inputs)) as stage:
         if stage.finished:
             return stage.finish()
         known = KnownItems([item for one in sets for item in one.items], options.near)
         total, done = items.stat().st_size, 0
-        for batch in _batches(stage.pending(read_items(items))):
+        for batch in _batches(stage.pending(read_records(items))):
             _decide(stage, known, batch)
-            done += sum(len(text.encode()) for item in batch for text in _turns(item))
+            done += sum(len(text.encode()) for one in batch for text in one.texts)
             options.progress(min(done, total), total)
         options.progress(total, total)
         return stage.finish({"evaluation": {str(one.path): len(one.items) for one in sets}})
@@ -163,24 +171,19 @@ def _home(file: Path) -> Path:
     return file.parent.parent if split_of(Path(file.parent.name)) and file.parent.name != "" else file.parent
 
 
-def _decide(stage: Stage, known: KnownItems, batch: Sequence[Item]) -> None:
-    for item, match in zip(batch, known.match([_turns(item) for item in batch]), strict=True):
+def _decide(stage: Stage, known: KnownItems, batch: Sequence[Record]) -> None:
+    for one, match in zip(batch, known.match([one.texts for one in batch]), strict=True):
         if match is None:
-            stage.keep(item.id, item)
+            stage.keep_rows(one.id, [one.row])
         else:
-            row = {"matched": match.item, "share": match.share, "item": item.to_json()}
-            stage.drop(item.id, match.by, row)
+            stage.drop(one.id, match.by, {"matched": match.item, "share": match.share, "item": dict(one.row)})
 
 
-def _turns(item: Item) -> list[str]:
-    return [message.content for message in item.messages]
-
-
-def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
-    batch, chars = list[Item](), 0
-    for item in items:
-        batch.append(item)
-        chars += sum(len(text) for text in _turns(item))
+def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
+    batch, chars = list[Record](), 0
+    for one in records:
+        batch.append(one)
+        chars += sum(map(len, one.texts))
         if chars >= _BATCH_CHARS:
             yield batch
             batch, chars = [], 0

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.corpus import text_units, unit_grams
-from armillary.post.items import read_items
+from armillary.post.records import read_records
 from armillary.recipe import UsageError
 
 SAMPLE = 2000
@@ -125,10 +125,11 @@ def _read(path: Path) -> tuple[int, list[str], dict[str, Counter[str]]]:
     # A heap of negated hashes: the largest hash is dropped first, so the smallest hashes stay.
     kept: list[tuple[int, int, str]] = []
     types: dict[str, Counter[str]] = {name: Counter() for name in ("domain", "family", "level", "language")}
-    for count, item in enumerate(read_items(path), 1):
+    for count, one in enumerate(read_records(path), 1):
         for name, counts in types.items():
-            counts[str(getattr(item, name))] += 1
-        entry = (-int.from_bytes(hashlib.sha256(item.text.encode()).digest()[:8], "big"), count, item.text)
+            counts[str(one.row.get(name, 0 if name == "level" else ""))] += 1
+        text = [turn["content"] for turn in one.turns if turn["role"] == "user"][-1]
+        entry = (-int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"), count, text)
         if len(kept) < SAMPLE:
             heapq.heappush(kept, entry)
         else:

@@ -21,7 +21,7 @@ A child is eliminated for the first reason that holds:
 - ``floor``: the reference model never solves the parent, so a lower pass rate cannot be measured;
 - ``no gain``: the reference model solves it at least as often as its parent.
 
-Originals are kept as round 0.
+Originals are kept as round 0. A row that is not an item is dropped as ``tool calls`` or ``order of turns`` (`records`).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ import contextlib
 import json
 import random
 import re
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -53,6 +54,7 @@ from armillary.post.evolutions import (
 )
 from armillary.post.items import Item, read_items
 from armillary.post.problems import LEVELS, Language, family_names, family_of, is_held_out
+from armillary.post.records import read_records
 from armillary.post.sampling import PassRate, Sample, SampleOptions, complete, draw
 from armillary.post.stage import DROPPED, ITEMS, Stage, StageSpec, open_stage
 from armillary.post.verify import verify
@@ -148,11 +150,22 @@ def evolve(items: Path, out: Path, teacher: Backend, reference: Backend, options
             same = teacher.identity == reference.identity
             measured = asked if same else stack.enter_context(stage.answers(reference, "reference"))
             work = _Work(stage, (teacher, asked), (reference, measured), options)
-            reader = read_items(items)
+            reader = _items(stage, items)
             while group := list(islice(reader, _GROUP)):
                 work.evolve({item.id: item for item in group})
                 options.progress(stage.decisions)
         return stage.finish(_counts(out))
+
+
+def _items(stage: Stage, path: Path) -> Iterator[Item]:
+    """The items of a file; a row that is not an item is dropped."""
+    for one in read_records(path):
+        if not one.refusal:
+            yield one.item
+        elif not stage.decided(f"{one.id} 0"):
+            rates = {"parent": None, "child": None}
+            about = {"round": 0, "operation": "", "pass_rate": rates, "parent": one.id, "text": None}
+            stage.drop(f"{one.id} 0", one.refusal, about)
 
 
 @dataclass(frozen=True)
@@ -429,7 +442,7 @@ def _counts(out: Path) -> dict[str, Any]:
     """Counts by round and operation, and the pass rates of harder items before and after."""
     rounds: dict[str, Counter[str]] = {}
     operations: dict[str, Counter[str]] = {}
-    before, after = list[float](), list[float]()
+    before, after = array("d"), array("d")
     for reason, about in _decisions(out):
         rounds.setdefault(str(about["round"]), Counter())[reason] += 1
         operations.setdefault(about["operation"].split(" ")[0] or "none", Counter())[reason] += 1

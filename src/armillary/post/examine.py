@@ -17,7 +17,8 @@ from armillary.evaluate import Examination, Result, item_id, mean_interval, writ
 from armillary.evaluate import Item as Row
 from armillary.evaluate.results import ANSWERS, engine_of, named_model
 from armillary.generate import Backend, Choice, Likelihood, Message, Pair, Request, Sampling, open_answers
-from armillary.post.items import Item, read_items, read_rows
+from armillary.post.items import Item, read_rows
+from armillary.post.records import read_records
 from armillary.post.stage import ITEMS
 from armillary.post.template import open_renderer
 from armillary.post.verify import verify
@@ -142,9 +143,10 @@ def examine_items(
 
 def _items(path: Path, limit: int | None) -> list[Item]:
     items: dict[str, Item] = {}
-    for item in read_items(path):
+    for one in read_records(path):
+        item = one.item
         if item.check is None:
-            raise UsageError(f"{path}: item {item.id} has no check, so its answers cannot be judged; leave it out")
+            raise UsageError(f"{one.where}: item {item.id} has no check, so its answers cannot be judged; leave it out")
         if item.id in items:
             raise UsageError(f"{path}: item {item.id} occurs twice; leave one out")
         items[item.id] = item

@@ -8,9 +8,9 @@ telechat    ``{"system": "…", "dialog": [{"role": "user", "content": "…"}, {
 pairs       ``{"prompt": […], "chosen": […], "rejected": […]}`` (TRL); both answers may include the prompt instead
 ==========  ======================================================================================================
 
-A file holds one object per line, or one JSON array of objects; both are read in bounded memory. All rows of a file have
-the same format. Unknown fields are ignored. Nothing is guessed: a wrong row is an error that names file, line and
-field.
+A file holds one object per line, or one JSON array of objects; both are read in bounded memory. All rows of a file
+have the same format. Unknown fields are ignored here, and kept by `records`. Nothing is guessed: a wrong row is an
+error that names file, line and field.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from armillary.files import aside, sync
 from armillary.post.items import parse_row, read_rows, to_line
-from armillary.recipe import ArmillaryError, UsageError
+from armillary.post.joins import write_lines
+from armillary.recipe import UsageError
 
 Format = Literal["messages", "alpaca", "sharegpt", "telechat"]
 ROLES = ("system", "user", "assistant", "tool")
@@ -70,6 +70,23 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
         UsageError: the file cannot be read or is empty, its rows have an unknown format or different formats, or a row
             is wrong. The message names file, line, field and the remedy.
     """
+    where = ""
+    for where, kind, row in read_kinds(path):
+        if kind == "pairs":
+            raise UsageError(
+                f"{where}: a preference pair, which is for `armillary post dpo`; for conversations {_known()}"
+            )
+        yield read_conversation(where, kind, row)
+    if not where:
+        raise UsageError(f"{path}: has no rows; write one per line, such as {_EXAMPLES['messages']}")
+
+
+def read_kinds(path: Path) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield position, format and fields of each row of a file of conversations or pairs.
+
+    Raises:
+        UsageError: the file cannot be read, or its rows have an unknown format or different formats.
+    """
     first: str | None = None
     for number, row in _rows(path):
         where = f"{path}:{number}"
@@ -79,13 +96,34 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
             raise UsageError(
                 f"{where}: has the fields of format '{kind}', but earlier rows are '{first}'; split the file"
             )
-        try:
-            messages, tools = _READERS[kind](row)
-            yield Conversation(_in_order(messages), tools, where)
-        except UsageError as error:
-            raise UsageError(f"{where}: {error}") from None
-    if first is None:
-        raise UsageError(f"{path}: has no rows; write one per line, such as {_EXAMPLES['messages']}")
+        yield where, kind, row
+
+
+def read_conversation(where: str, kind: str, row: Mapping[str, Any]) -> Conversation:
+    """The conversation in a row of the format ``kind``; ``where`` is its position for messages.
+
+    Raises:
+        UsageError: the row is wrong.
+    """
+    try:
+        messages, tools = _READERS[kind](row)
+        return Conversation(_in_order(messages), tools, where)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
+
+
+def read_pair(where: str, row: Any) -> AnswerPair:
+    """The pair in a row.
+
+    Raises:
+        UsageError: the row is wrong, or its two answers are the same.
+    """
+    try:
+        if not isinstance(row, dict) or not {"chosen", "rejected"} <= row.keys():
+            raise UsageError(f"no fields chosen and rejected; write rows such as {_EXAMPLES['pairs']}")
+        return _pair(row, where)
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from None
 
 
 def read_pairs(path: Path) -> Iterator[AnswerPair]:
@@ -97,12 +135,7 @@ def read_pairs(path: Path) -> Iterator[AnswerPair]:
     found = False
     for number, row in _rows(path):
         found = True
-        try:
-            if not isinstance(row, dict) or not {"chosen", "rejected"} <= row.keys():
-                raise UsageError(f"no fields chosen and rejected; write rows such as {_EXAMPLES['pairs']}")
-            yield _pair(row, f"{path}:{number}")
-        except UsageError as error:
-            raise UsageError(f"{path}:{number}: {error}") from None
+        yield read_pair(f"{path}:{number}", row)
     if not found:
         raise UsageError(f"{path}: has no rows; write one per line, such as {_EXAMPLES['pairs']}")
 
@@ -116,7 +149,7 @@ def write_conversations(path: Path, conversations: Iterable[Conversation], kind:
         UsageError: the format cannot represent a conversation, such as tool calls in Alpaca.
         ArmillaryError: the file cannot be written.
     """
-    return _write(path, (_WRITERS[kind](one) for one in conversations))
+    return write_lines(path, (to_line(_WRITERS[kind](one)) for one in conversations)).lines
 
 
 def write_pairs(path: Path, pairs: Iterable[AnswerPair]) -> int:
@@ -126,26 +159,8 @@ def write_pairs(path: Path, pairs: Iterable[AnswerPair]) -> int:
         ArmillaryError: the file cannot be written.
     """
     fields = ("prompt", "chosen", "rejected")
-    return _write(path, ({name: [dict(turn) for turn in getattr(pair, name)] for name in fields} for pair in pairs))
-
-
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    hidden, count = aside(path), 0
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(hidden, "wb") as file:
-            for row in rows:
-                file.write(to_line(row))
-                count += 1
-        sync(hidden)
-        hidden.replace(path)
-    except OSError as error:
-        raise ArmillaryError(
-            f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
-        ) from error
-    finally:
-        hidden.unlink(missing_ok=True)
-    return count
+    rows = ({name: [dict(turn) for turn in getattr(pair, name)] for name in fields} for pair in pairs)
+    return write_lines(path, map(to_line, rows)).lines
 
 
 # ---- rows of a file -------------------------------------------------------------------------------------------------
@@ -249,7 +264,9 @@ def _format_of(where: str, row: Any) -> str:
     if found:
         raise UsageError(f"{where}: has the fields of formats {' and '.join(found)}; keep the fields of one")
     if {"chosen", "rejected"} <= row.keys():
-        raise UsageError(f"{where}: a preference pair, which is for `armillary post dpo`; for conversations {_known()}")
+        return "pairs"
+    if "instruction" in row:  # a question without its answer
+        return "alpaca"
     fields = ", ".join(map(repr, list(row)[:8])) or "none"
     raise UsageError(f"{where}: its fields ({fields}) match no known format; {_known()}")
 
@@ -335,7 +352,7 @@ def _alpaca(row: Mapping[str, Any]) -> tuple[list[Turn], tuple[Mapping[str, Any]
             raise UsageError(f'history[{place}]: must be ["question", "answer"], given {pair!r:.100}')
         turns += _exchange(*(_filled(f"history[{place}][{i}]", text) for i, text in enumerate(pair)))
     question, given = _filled("instruction", row["instruction"]), _content("input", row.get("input"))
-    turns += _exchange(f"{question}\n{given}" if given.strip() else question, _filled("output", row["output"]))
+    turns += _exchange(f"{question}\n{given}" if given.strip() else question, _filled("output", row.get("output")))
     return turns, ()
 
 

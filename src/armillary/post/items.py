@@ -10,7 +10,8 @@ Fields of a line, in this order:
 - ``domain`` (math, code, logic, …), ``family`` (the generator or topic), ``level`` (difficulty), ``language``;
 - ``origin``: the ``stage`` that made it, and its ``parents`` (ids of items); ``notes``: results of stages.
 
-In lines written by users, only ``messages`` is required.
+In lines written by users, only ``messages`` is required. Unknown fields follow the others and are kept. Other formats
+are read by `records`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _LONGEST_LINE = 64 << 20
 
 @dataclass(frozen=True)
 class Item:
-    """One item, with the fields of the module docstring. An empty ``id`` is computed.
+    """One item, with the fields of the module docstring. An empty ``id`` is computed; ``extra`` has unknown fields.
 
     Raises:
         UsageError: no messages, a wrong order of roles, or a ``check`` without a ``kind``.
@@ -51,6 +52,7 @@ class Item:
     origin: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
     id: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_order(self.messages)
@@ -58,7 +60,7 @@ class Item:
             raise UsageError(f'check: must have a kind, such as {{"kind": "math"}}, given {dict(self.check)!r}')
         if not self.id:
             what = [[asdict(message) for message in self.messages], self.answer, self.check and dict(self.check)]
-            object.__setattr__(self, "id", _hash(what))
+            object.__setattr__(self, "id", content_hash(what))
 
     @property
     def question(self) -> tuple[Message, ...]:
@@ -98,6 +100,7 @@ class Item:
             "language": self.language,
             "origin": dict(self.origin),
             "notes": dict(self.notes),
+            **self.extra,
         }
 
     @classmethod
@@ -109,16 +112,14 @@ class Item:
         """
         if not isinstance(row, dict):
             raise UsageError(f"a JSON {type(row).__name__}, not an object; {_REMEDY}")
-        for name in row:
-            if name not in _KNOWN:
-                close = difflib.get_close_matches(str(name), _KNOWN, 1)
-                nearest = f"nearest valid: {close[0]!r}" if close else f"valid are {', '.join(_KNOWN)}"
-                raise UsageError(f"unknown field {name!r}; {nearest}")
         level = row.get("level", 0)
         if not isinstance(level, int) or isinstance(level, bool) or level < 0:
-            raise UsageError(f"level: must be a whole number from 0 on, given {level!r}")
+            raise UsageError(
+                f"level: must be a whole number from 0 on, given {level!r:.200}; rename a field of other use"
+            )
+        name = row.get("id", "")
         return cls(
-            messages=_messages(row.get("messages")),
+            messages=_messages(row),
             answer=_optional("answer", row.get("answer"), str, "text or null"),
             check=_optional("check", row.get("check"), dict, "an object with a kind, or null"),
             domain=_text("domain", row.get("domain", "")),
@@ -127,7 +128,8 @@ class Item:
             language=_text("language", row.get("language", "")),
             origin=_optional("origin", row.get("origin"), dict, "an object") or {},
             notes=_optional("notes", row.get("notes"), dict, "an object") or {},
-            id=_text("id", row.get("id", "")),
+            id=str(name) if isinstance(name, int) and not isinstance(name, bool) else _text("id", name),
+            extra={name: value for name, value in row.items() if name not in _KNOWN},
         )
 
 
@@ -209,9 +211,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return row
 
 
-def _messages(value: Any) -> tuple[Message, ...]:
+def _messages(row: Mapping[str, Any]) -> tuple[Message, ...]:
+    value = row.get("messages")
     if not isinstance(value, list) or not value:
-        raise UsageError(f"messages: must be a list of objects with role and content, given {value!r:.200}")
+        nearest = difflib.get_close_matches("messages", [name for name in row if name != "messages"], 1)
+        hint = f"; is {nearest[0]!r} meant?" if nearest and value is None else ""
+        raise UsageError(f"messages: must be a list of objects with role and content, given {value!r:.200}{hint}")
     messages = []
     for place, message in enumerate(value):
         where = f"messages[{place}]"
@@ -246,10 +251,11 @@ def _text(name: str, value: Any) -> str:
 
 def _optional(name: str, value: Any, kind: type, wanted: str) -> Any:
     if value is not None and not isinstance(value, kind):
-        raise UsageError(f"{name}: must be {wanted}, given {value!r:.200}")
+        raise UsageError(f"{name}: must be {wanted}, given {value!r:.200}; rename a field of other use")
     return value
 
 
-def _hash(value: Any) -> str:
+def content_hash(value: Any) -> str:
+    """32 hexadecimal digits of the SHA-256 of plain data, for ids."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -23,7 +23,8 @@ from typing import Any, Literal
 
 from armillary.evaluate import Asker, JudgeOptions, Question, judge_pairs
 from armillary.generate import Answers, Backend, Completion, Message, Request, Sampling
-from armillary.post.items import Item, read_items
+from armillary.post.items import Item
+from armillary.post.records import read_records
 from armillary.post.stage import Stage, StageSpec, open_stage
 from armillary.recipe import UsageError
 
@@ -149,7 +150,7 @@ class _Judging:
 def _made(files: Files, backend: Backend, options: PairOptions, work: _Work) -> PairsMade:
     with open_stage(files.out, StageSpec("pairs", work.settings, {"items": files.items})) as stage:
         if not stage.finished:
-            total = sum(1 for _ in read_items(files.items))
+            total = sum(1 for _ in read_records(files.items))
             if not total:
                 raise UsageError(f"{files.items}: has no items; give at least one question")
             with stage.answers(backend) as answers:
@@ -162,11 +163,13 @@ def _made(files: Files, backend: Backend, options: PairOptions, work: _Work) -> 
 
 
 def _askable(stage: Stage, items: Path, needs_check: bool) -> Iterator[Item]:
-    for item in stage.pending(read_items(items)):
-        if needs_check and item.check is None:
-            stage.drop(item.id, "no check", {"item": item.id})
+    for one in stage.pending(read_records(items)):
+        if one.refusal:
+            stage.drop(one.id, one.refusal, {"item": one.id})
+        elif needs_check and one.item.check is None:
+            stage.drop(one.id, "no check", {"item": one.id})
         else:
-            yield item
+            yield one.item
 
 
 def _groups(items: Iterator[Item]) -> Iterator[list[Item]]:
@@ -222,13 +225,14 @@ def alike_in_length(right: Sequence[str], wrong: Sequence[str], most: int) -> li
 
 
 def pair_row(item: Item, chosen: str, rejected: str, notes: Mapping[str, Any]) -> dict[str, Any]:
-    """A pair as a line of TRL's conversational format, with the id of its question and ``notes``."""
+    """A pair as a line of TRL's conversational format, with the id and unknown fields of its question."""
     return {
         "id": item.id,
         "prompt": [asdict(message) for message in item.question],
         "chosen": [asdict(Message("assistant", chosen))],
         "rejected": [asdict(Message("assistant", rejected))],
         "notes": dict(notes),
+        **item.extra,
     }
 
 

@@ -2,6 +2,7 @@
 
 Each question is answered ``samples`` times at each temperature. Its pass rate is its difficulty. The rules, in order:
 
+0. ``tool calls`` or ``order of turns``: the row is not a question (`records`);
 1. ``refused``: the model cannot take the question, for instance because it exceeds the context;
 2. ``unreadable``: no sample can be read;
 3. ``impossible``: the pass rate is at most ``hard`` (0: no sample is right);
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,6 +32,7 @@ from armillary.corpus import similarity
 from armillary.evaluate import mean_interval
 from armillary.generate import Backend, BadRequestError, Message
 from armillary.post.items import Item, read_items
+from armillary.post.records import read_records
 from armillary.post.sampling import PassRate, Sample, SampleOptions, draw
 from armillary.post.stage import DROPPED, ITEMS, Stage, StageSpec, open_stage
 from armillary.post.verify import OUTCOMES
@@ -93,15 +96,30 @@ def reject(items: Path, out: Path, backend: Backend, options: RejectOptions) -> 
         if stage.finished:
             return stage.finish()
         with stage.answers(backend) as answers:
-            pending = stage.pending(read_items(items))
+            pending = _questions(stage, items)
             while group := list(islice(pending, _GROUP)):
-                for item in group:
-                    if item.check is None:
-                        raise UsageError(f"{items}: item {item.id} has no check, so answers to it cannot be verified")
                 for item, samples in zip(group, draw(backend, answers, group, options.sampling), strict=True):
                     _decide(stage, item, samples, options)
                 options.progress(stage.decisions)
         return stage.finish(_counts(out))
+
+
+def _questions(stage: Stage, path: Path) -> Iterator[Item]:
+    """The open questions; a row that is not a question is dropped.
+
+    Raises:
+        UsageError: a wrong row, or a question without a check.
+    """
+    for one in stage.pending(read_records(path)):
+        if one.refusal:
+            stage.drop(one.id, one.refusal, {"cell": {name: one.row.get(name) for name in _CELL}})
+        elif one.item.check is None:
+            raise UsageError(
+                f"{one.where}: has no check, so answers to it cannot be verified; add a field check, such as "
+                '{"kind": "math"}, and the right answer'
+            )
+        else:
+            yield one.item
 
 
 def _decide(stage: Stage, item: Item, samples: Sequence[Sample] | BadRequestError, options: RejectOptions) -> None:
@@ -156,16 +174,16 @@ def _counts(out: Path) -> dict[str, Any]:
     """The yield by cell and by temperature, from the stage's files, so that earlier processes count too."""
     cells: dict[tuple[Any, ...], dict[str, Any]] = {}
     temperatures: dict[str, Counter[str]] = {}
-    rates: dict[tuple[Any, ...], list[float]] = {}
+    rates: dict[tuple[Any, ...], array[float]] = {}
     for reason, measured, answers in _decisions(out):
         key = tuple(measured["cell"].values())
         row = cells.setdefault(key, {**measured["cell"], **dict.fromkeys(_COUNTED, 0)})
         row["questions"] += 1
         row["answers"] += answers
-        row[reason] += 1
+        row[reason] = row.get(reason, 0) + 1
         if "pass_rate" not in measured:
             continue
-        rates.setdefault(key, []).append(measured["pass_rate"]["rate"])
+        rates.setdefault(key, array("d")).append(measured["pass_rate"]["rate"])
         for outcome in OUTCOMES:
             row[f"samples {outcome}"] += measured["pass_rate"][outcome]
         for temperature, rate in measured["by_temperature"].items():
@@ -174,7 +192,7 @@ def _counts(out: Path) -> dict[str, Any]:
         if key in rates:
             row["pass_rate"] = asdict(mean_interval(rates[key]))
     return {
-        "yield": [cells[key] for key in sorted(cells)],
+        "yield": [cells[key] for key in sorted(cells, key=str)],
         "temperatures": {name: dict(counts) for name, counts in sorted(temperatures.items())},
     }
 

@@ -26,15 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.corpus import Example
-from armillary.files import aside, sync
 from armillary.model import Transformer, import_hf
 from armillary.post.dpo import render_pair
 from armillary.post.formats import AnswerPair, read_pairs
-from armillary.post.items import to_line
-from armillary.post.stage import Stage, StageSpec, open_stage
+from armillary.post.joins import lines_of, write_lines
+from armillary.post.stage import ITEMS, Keys, Stage, StageSpec, open_stage
 from armillary.post.template import open_renderer
 from armillary.post.tuning import digest, digest_model
-from armillary.recipe import ArmillaryError, UsageError
+from armillary.recipe import UsageError
 from armillary.train import answer_log_probs, default_device
 
 GROUP = 128  # pairs scored per call
@@ -111,7 +110,7 @@ def _select(out: Path, pairs: Path, selection: Selection) -> dict[str, Any]:
         )
     drawn = _drawn(out, selection.seed, int(kept.sum()))
     for name, which in (("selected", kept), ("random", drawn)):
-        _write(out / f"{name}.jsonl", itertools.compress(_lines(out), which.tolist()))
+        write_lines(out / f"{name}.jsonl", itertools.compress(lines_of(out / ITEMS), which))
     means = {
         name: {"chosen": float(chosen[which].mean()), "rejected": float(rejected[which].mean())}
         for name, which in (("all", np.ones_like(kept)), ("selected", kept), ("random", drawn))
@@ -156,13 +155,13 @@ def _score(stage: Stage, pairs: Path, model: Path, selection: Selection, progres
 
 def _once(path: Path) -> Iterator[tuple[str, AnswerPair]]:
     """The distinct pairs of a file, by the hash of their content."""
-    seen: set[bytes] = set()
+    seen = Keys()
     for pair in read_pairs(path):
         text = json.dumps(_plain(pair), ensure_ascii=False, sort_keys=True)
-        key = hashlib.sha256(text.encode()).digest()[:16]
+        key = hashlib.sha256(text.encode()).hexdigest()[:32]
         if key not in seen:
             seen.add(key)
-            yield key.hex(), pair
+            yield key, pair
 
 
 def _plain(pair: AnswerPair) -> dict[str, Any]:
@@ -170,7 +169,7 @@ def _plain(pair: AnswerPair) -> dict[str, Any]:
 
 
 def _lines(out: Path) -> Iterator[dict[str, Any]]:
-    with open(out / "items.jsonl", "rb") as file:
+    with open(out / ITEMS, "rb") as file:
         yield from map(json.loads, file)
 
 
@@ -188,17 +187,3 @@ def _drawn(out: Path, seed: int, count: int) -> NDArray[np.bool_]:
     drawn = np.zeros(len(keys), dtype=np.bool_)
     drawn[np.argsort(keys, kind="stable")[:count]] = True
     return drawn
-
-
-def _write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    hidden = aside(path)
-    try:
-        with open(hidden, "wb") as file:
-            for row in rows:
-                file.write(to_line(row))
-        sync(hidden)
-        hidden.replace(path)
-    except OSError as error:
-        raise ArmillaryError(f"{path}: cannot be written ({error.strerror}); free space and call again") from error
-    finally:
-        hidden.unlink(missing_ok=True)

@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -53,6 +53,17 @@ _STAGE = "stage.json"
 _JOURNAL = "decided.jsonl"
 _FLUSH_S = 1.0
 _BUFFER = 1 << 16
+
+
+class Identified(Protocol):
+    """An input of a stage: an item, or a row of another format."""
+
+    @property
+    def id(self) -> str:
+        """Names the input."""
+
+
+IdentifiedT = TypeVar("IdentifiedT", bound=Identified)
 
 
 @dataclass(frozen=True)
@@ -195,7 +206,7 @@ class Stage:
         """Whether ``source`` has been kept or dropped, here or in an earlier process."""
         return source in self._decided
 
-    def pending(self, items: Iterable[Item]) -> Iterator[Item]:
+    def pending(self, items: Iterable[IdentifiedT]) -> Iterator[IdentifiedT]:
         """Yield the undecided input items of the stage. The caller must keep or drop each.
 
         An item whose id occurred earlier in ``items`` is skipped and counted in the record as a duplicate. A finished
@@ -243,8 +254,12 @@ class Stage:
                 self._models.append(backend.identity)
             yield answers
 
-    def finish(self, counts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def finish(
+        self, counts: Mapping[str, Any] | None = None, edges: Sequence[tuple[str, str, str]] = ()
+    ) -> dict[str, Any]:
         """Write and return the record; ``counts`` are added to those of kept, dropped and duplicate items.
+
+        ``edges`` are the lineage of further files of the stage.
 
         Raises:
             ArmillaryError: it cannot be written.
@@ -272,7 +287,8 @@ class Stage:
                 "edges": [
                     [made, f"made by {self._spec['stage']} from its {name} in", f"data:{hashed}"]
                     for name, hashed in self._spec["inputs"].items()
-                ],
+                ]
+                + [list(edge) for edge in edges],
             }
             write_sealed(self.out / RECORD, record)
             (self.out / _JOURNAL).unlink()
@@ -414,7 +430,8 @@ def _check_folder(out: Path, wanted: dict[str, Any]) -> None:
     if there["stage"] != wanted["stage"]:
         raise UsageError(f"{out}: belongs to the stage {there['stage']}, not to {wanted['stage']}; give another folder")
     changed = []
-    for part in ("settings", "inputs"):
+    parts = ("settings",) if _by_role(there["inputs"]) == _by_role(wanted["inputs"]) else ("settings", "inputs")
+    for part in parts:
         for name in sorted({**there[part], **wanted[part]}):
             before, now = there[part].get(name), wanted[part].get(name)
             if before != now:
@@ -425,6 +442,11 @@ def _check_folder(out: Path, wanted: dict[str, Any]) -> None:
             f"{out}: this stage began with other settings or inputs ({'; '.join(changed)}); give another folder, or "
             "remove this one to start over"
         )
+
+
+def _by_role(inputs: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The hashes of the inputs with their role; a role such as ``evaluation PATH`` is the same after a move."""
+    return sorted((name.partition(" ")[0], hashed) for name, hashed in inputs.items())
 
 
 def _short(value: Any) -> str:

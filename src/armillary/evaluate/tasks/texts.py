@@ -1,7 +1,7 @@
 """Reads the texts of evaluation sets, so that their items can be found in training data.
 
 It reads JSON, JSON Lines (both plain or gzip) and CSV files of choice questions: the files of the standard tasks, and
-any file whose rows have a question in a common field. Of ``messages``, the user's turns are the question.
+any file whose rows have a question in a common field. Of conversations, the user's turns are the question.
 
 Folders are read recursively. Files of training data (``train`` in the name) and files without questions, such as lists
 of labels, are skipped, and the caller gets their names.
@@ -22,6 +22,9 @@ from armillary.recipe import UsageError
 # Fields of a question, in the order in which they are joined; "text" is the passage of a question.
 _QUESTION = ("instruction", "passage", "context", "text", "question", "problem", "prompt", "input", "query", "sentence")
 _SOLUTION = ("solution", "answer", "rationale", "explanation", "output")
+# The turns of conversations (OpenAI, ShareGPT, TeleChat2): field, and in each turn the fields of role and text.
+_TURNS = (("messages", "role", "content"), ("conversations", "from", "value"), ("dialog", "role", "content"))
+_ASKING, _ANSWERING = ("user", "human"), ("assistant", "gpt", "bot", "chatgpt", "model")
 _CHOICES = ("choices", "options", "option")
 _SUFFIXES = (".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz")
 _SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "val": "valid", "dev": "dev", "test": "test"}
@@ -146,11 +149,12 @@ def _rows(path: Path) -> Iterator[tuple[int, Row]]:
 def _item(name: str, row: Mapping[str, Any]) -> KnownItem | None:
     fields = {key.lower(): value for key, value in row.items()}
     solution = "\n".join(str(fields[key]) for key in _SOLUTION if isinstance(fields.get(key), str))
-    messages = fields.get("messages")
-    if isinstance(messages, list):
-        turns = [m for m in messages if isinstance(m, dict) and isinstance(m.get("content"), str)]
-        question = "\n".join(m["content"] for m in turns if m.get("role") == "user")
-        solution = "\n".join(m["content"] for m in turns if m.get("role") == "assistant")
+    for key, role, content in _TURNS:
+        if isinstance(fields.get(key), list):
+            turns = [m for m in fields[key] if isinstance(m, dict) and isinstance(m.get(content), str)]
+            question = "\n".join(m[content] for m in turns if m.get(role) in _ASKING)
+            solution = "\n".join(m[content] for m in turns if m.get(role) in _ANSWERING)
+            break
     else:
         question = "\n".join(fields[key] for key in _QUESTION if isinstance(fields.get(key), str) and fields[key])
     return KnownItem(name, question, _choices(fields), solution) if question.strip() else None

@@ -16,7 +16,9 @@ NearOption = Annotated[float, typer.Option(callback=nucleus, help="Smallest Jacc
 
 
 def decontaminate(
-    items: Annotated[Path, typer.Argument(help="Items, one JSON object per line.", show_default=False)],
+    items: Annotated[
+        Path, typer.Argument(help="Items, conversations or preference pairs, in any format.", show_default=False)
+    ],
     against: Annotated[
         list[Path],
         typer.Option(help="Evaluation files, or folders of them; repeatable.", show_default=False),

@@ -18,7 +18,7 @@ from armillary.cli.values import fraction, probability
 @opens_models
 def evolve(
     model: ModelArgument,
-    items: Annotated[Path, typer.Option(help="File of items to evolve.", show_default=False)],
+    items: Annotated[Path, typer.Option(help="Items or conversations to evolve, in any format.", show_default=False)],
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the stage; resumes.", show_default=False)],
     reference: Annotated[
         str | None,

@@ -17,7 +17,7 @@ from armillary.cli.show.screen import Reporter, out, show_json
 @opens_models
 def pairs(
     model: ModelArgument,
-    items: Annotated[Path, typer.Option(help="Questions: a file of items.", show_default=False)],
+    items: Annotated[Path, typer.Option(help="Questions, in any format.", show_default=False)],
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pairs; resumes.", show_default=False)],
     judge: Annotated[
         str | None,

@@ -18,7 +18,7 @@ from armillary.cli.values import fraction
 @opens_models
 def reject(
     model: ModelArgument,
-    items: Annotated[Path, typer.Option(help="Questions with checks: a file of items.", show_default=False)],
+    items: Annotated[Path, typer.Option(help="Questions with checks, in any format.", show_default=False)],
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the stage; resumes.", show_default=False)],
     samples: Annotated[int, typer.Option(min=1, help="Answers per question and temperature.")] = 4,
     temperature: Annotated[

@@ -15,7 +15,8 @@ from armillary.recipe import UsageError
 
 def verify(
     data: Annotated[
-        Path | None, typer.Argument(help="Items with replies, one JSON object per line.", show_default=False)
+        Path | None,
+        typer.Argument(help="Items, conversations or pairs with checks, in any format.", show_default=False),
     ] = None,
     folder: Annotated[
         Path | None, typer.Option("--out", "-o", help="New folder of the stage.", show_default=False)
