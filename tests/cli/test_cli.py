@@ -60,6 +60,7 @@ VERBS = [
     ["convert"],
     ["logits"],
     ["publish"],
+    ["lineage"],
     ["evaluate", "contest"],
     ["leaderboard"],
     ["forecast", "record"],

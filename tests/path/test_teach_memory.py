@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_teaching import make
 
-FAMILIES = ["tally", "purchase", "discount", "average", "travel", "linear"]
+FAMILIES = ["tally", "purchase", "discount", "average", "travel", "linear", "remainder", "conversion"]
 _RUN = """
 import resource, sys
 from pathlib import Path
@@ -59,4 +59,4 @@ def test_a_hundred_thousand_items_need_the_memory_of_a_few(tiny_hf: Path, tmp_pa
         kept, chosen = sum(1 for _ in whole), sum(1 for _ in part)
     print(f"{kept} items: {few} MiB with 30,000 questions, {many} MiB with 150,000")
     assert kept > 100_000 and chosen == round(kept / 8)
-    assert many - few < 48
+    assert many - few < 80  # the sets of seen items, and batches that 30,000 items do not fill

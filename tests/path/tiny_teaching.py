@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from armillary.path.teach import Step, teach
+from armillary.path.predicted import teach_and_judge
+from armillary.path.teach import Step
 from armillary.recipe import Teaching, load_teaching
 
 QUESTIONS = {"items": 24, "held_out": 6, "harder": 4, "families": ["expression"], "languages": ["en"], "levels": [1]}
@@ -35,4 +36,4 @@ def make(folder: Path, model: Path, **changes: Any) -> Teaching:
 @pytest.fixture(scope="session")
 def taught(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Step]]:
     folder = tmp_path_factory.mktemp("taught")
-    return folder, teach(make(folder, tiny_hf), folder / "out")
+    return folder, teach_and_judge(make(folder, tiny_hf), folder / "out")

@@ -342,7 +342,7 @@ def _scan(root: Path, with_runs: bool) -> Found:
         key = hashlib.sha256(str(folder).encode("utf-8", "surrogateescape")).hexdigest()[:16]
         if "results.json" in names:
             found.examinations[key] = folder
-        if "lineage.json" in names:
+        if "lineage.json" in names or {"record.json", "examined"} <= names.keys():  # or a post-training
             found.publications[key] = folder
         if with_runs and (SPEC in names or EVENTS in names):
             found.runs[key] = folder

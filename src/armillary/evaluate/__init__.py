@@ -4,6 +4,7 @@ from armillary.evaluate.asking import Asker
 from armillary.evaluate.compare import Comparison, compare, compare_seeds, scores_of
 from armillary.evaluate.intervals import Interval, mean_interval
 from armillary.evaluate.judge import JudgeOptions, Question, judge_pairs
+from armillary.evaluate.power import items_needed
 from armillary.evaluate.results import (
     Examination,
     Item,
@@ -38,6 +39,7 @@ __all__ = [
     "compare_seeds",
     "contests",
     "item_id",
+    "items_needed",
     "judge",
     "judge_pairs",
     "leaderboard",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from armillary import __version__, report
+from armillary.path.predicted import VERDICT
 from armillary.path.teach import BASE, FORMAT, HELD_OUT, RECORD, Step
 from armillary.post import ITEMS, Item, compare_diversity, read_items, read_record
 from armillary.post.examine import BITS
@@ -69,11 +71,12 @@ def teaching_part(out: Path, steps: Sequence[Step]) -> report.TeachingPart:
         questions=[_questions(name, counts) for name, counts in records.items()],
         scores=[row for step in steps for row in _scores(step, families=step is steps[0] or step is taken)],
         families=list(records["questions"]["by"]["family"]),
-        gain=None if record["gain"] is None else _gain(record["gain"]),
+        gain=None if record["gain"] is None else _gain(record["gain"], out),
         talks=_talks(steps[0], taken, held) if taken is not steps[0] else [],
         forgetting=_forgetting(steps[0], taken),
         diversity=dict(zip(compared, (one.to_json() for one in found), strict=True)),
         left_out=record["left_out"],
+        needs=[row for step in steps for row in _needs(step)],
     )
 
 
@@ -147,7 +150,18 @@ def _forgetting(base: Step, taken: Step) -> list[report.Forgetting]:
     return [report.Forgetting(text, row[BITS], after[text][BITS], "bits") for text, row in before.items()]
 
 
-def _gain(record: dict[str, Any]) -> report.TaughtGain:
+def _needs(step: Step) -> list[report.ComparisonNeeds]:
+    names = ("difference", "power", "items", "needed", "seeds")
+    return [
+        report.ComparisonNeeds(step.name, step.against or "", test, **{name: row[name] for name in names})
+        for test, row in step.planned.items()
+    ]
+
+
+def _gain(record: dict[str, Any], out: Path) -> report.TaughtGain:
+    proof: dict[str, Any] = {}
+    with contextlib.suppress(FileNotFoundError):
+        proof = read_sealed(out / VERDICT, "verdict on a prediction", FORMAT, _REMEDY)
     return report.TaughtGain(
         parts=record["parts"],
         scores=record["scores"],
@@ -160,6 +174,8 @@ def _gain(record: dict[str, Any]) -> report.TaughtGain:
         high=record.get("high"),
         inside=record["inside"],
         reason=record.get("cannot_be_predicted", ""),
+        proved=proof.get("before_the_run"),
+        journal=proof.get("journal", {}),
     )
 
 

@@ -25,11 +25,12 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -38,7 +39,9 @@ from typing import Any
 from armillary.evaluate import Examination, compare, scores_of
 from armillary.generate import Backend, BackendOptions, Sampling, open_backend
 from armillary.laws import AtChanceError, GainLaw, paired_difference
-from armillary.post import ITEMS, EvolveOptions, SampleOptions, evolve, read_items, to_line
+from armillary.path.graph import Graph
+from armillary.path.needs import needed, said_needed
+from armillary.post import ITEMS, EvolveOptions, SampleOptions, evolve, read_items, read_rows, to_line
 from armillary.post.chance import chance_level
 from armillary.post.decontaminate import DecontaminateOptions, decontaminate
 from armillary.post.dpo import DpoOptions, prefer
@@ -56,6 +59,7 @@ from armillary.post.tuning import Handling, digest, digest_model
 from armillary.post.verify import verify, verify_file
 from armillary.recipe import (
     DamagedFileError,
+    Edge,
     Evolution,
     Gain,
     Merging,
@@ -87,6 +91,7 @@ class Step:
         differences: differences in accuracy by set and in bits per byte by text: value, low and high of the paired
             interval, and p.
         taken: whether it is better than the model taken before.
+        planned: by set, what the comparison needs, as computed before the model was made (`needs`).
     """
 
     name: str
@@ -95,6 +100,7 @@ class Step:
     against: str | None
     differences: dict[str, dict[str, float]]
     taken: bool
+    planned: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The step as plain data."""
@@ -106,6 +112,7 @@ class Step:
             "against": self.against,
             "differences": self.differences,
             "taken": self.taken,
+            "planned": self.planned,
         }
 
     def _means(self, metric: str) -> dict[str, dict[str, float]]:
@@ -157,6 +164,8 @@ class _Teaching:
         open_renderer(self.base, recipe.template)  # an unusable model is refused before any work
         self.steps: list[Step] = []
         self.left_out: dict[str, str] = {}  # stages without material, with the reason
+        self.plans: dict[str, dict[str, dict[str, Any]]] = {}  # by model and set, made before the comparison
+        self.graph = Graph(out)
         self.search: dict[str, Any] | None = None  # result of the search for merge weights
 
     def run(self) -> list[Step]:
@@ -176,10 +185,14 @@ class _Teaching:
             self._preferred(self.recipe.dpo)
         if self.recipe.merge is not None:
             self._merged(self.recipe.merge)
+        node, edges, names = self._lineage(predicted)
         write_sealed(
             self.out / RECORD,
             {
                 "format": FORMAT,
+                "node": node,
+                "edges": [list(edge) for edge in edges],
+                "names": names,
                 "recipe": self._portable(),
                 "base": {"name": self.base.resolve().name, "sha256": digest_model(self.base)},
                 "gain": predicted and self._judged(predicted),
@@ -190,6 +203,21 @@ class _Teaching:
             },
         )
         return self.steps
+
+    def _lineage(self, predicted: dict[str, Any] | None) -> tuple[str, list[Edge], dict[str, str]]:
+        """The node of the model taken, the edges of all files and models, and the names of the files."""
+        graph = self.graph
+        for step in self.steps:
+            graph.model(step.name, step.model)
+            for path in self.sets.values():
+                graph.edges.append(Edge(graph.nodes[step.name], "examined on", graph.data(path)))
+        if self.search is not None and "merged" in graph.nodes:
+            found_on = graph.data(self.out / "validation.jsonl")
+            graph.edges.append(Edge(graph.nodes["merged"], "weights found on", found_on))
+        if predicted is not None:
+            graph.predicted("sft")
+        edges, names = graph.all()
+        return graph.nodes[self.taken.name], edges, names
 
     @property
     def taken(self) -> Step:
@@ -244,12 +272,15 @@ class _Teaching:
                 None if teacher is None else opened.enter_context(closing(open_backend(teacher, BackendOptions()))),
                 lambda done, total, note: self.handling.advance(name, done, total, note),
             )
+        if teacher is not None:
+            self.graph.answered(self.out / name / ITEMS, "reworded by", teacher)
         self.say(f"{name}: {record['counts']['kept']} items")
         return self.out / name / ITEMS
 
     def _evolved(self, items: Path, asked: Evolution) -> Path:
         """The questions, with harder and other ones derived from the first ``asked.items``."""
         first, out = write_lines(self.out / "evolved.jsonl", lines_of(items, 0, asked.items)), self.out / "evolved"
+        self.graph.made(first, "the beginning of", items)
         sampling = SampleOptions(asked.samples, (0.8,), self.recipe.examine.max_new_tokens)
         total = first.lines * (asked.rounds + 1)
         options = EvolveOptions(
@@ -260,6 +291,7 @@ class _Teaching:
         )
         with closing(self._reference(asked.reference)) as backend:
             counts = evolve(first.path, out, backend, backend, options)["counts"]
+        self.graph.answered(out / ITEMS, "measured by", self.base if asked.reference is None else asked.reference)
         decided = [reasons for _, reasons in sorted(counts["rounds"].items())]
         made = sum(reasons.get("kept", 0) for reasons in decided)
         if not made:
@@ -268,7 +300,8 @@ class _Teaching:
             return items
         self.say(f"evolve: {made} evolved questions")
         lines = itertools.chain(lines_of(out / ITEMS), lines_of(items, asked.items))
-        return write_lines(self.out / "questions-evolved.jsonl", lines).path
+        both = write_lines(self.out / "questions-evolved.jsonl", lines)
+        return self.graph.made(both, "joined from", out / ITEMS, items)
 
     def _reference(self, model: str | None) -> Backend:
         """The model that measures the difficulty of questions: by default the base, prompted as in its examination."""
@@ -320,6 +353,7 @@ class _Teaching:
         scores = []
         for part, size in zip(gain.parts, sizes, strict=True):
             few = write_lines(self.out / "gain" / f"{part:g}.jsonl", in_random_order(data, size))
+            self.graph.made(few, "a part of", data)
             scores.append(self._part(f"gain/{part:g}", few))
         document: dict[str, Any] = {"format": FORMAT, "parts": sizes, "items": count, "interval": INTERVAL}
         document["scores"] = [sum(score) / len(score) for score in scores]
@@ -350,7 +384,8 @@ class _Teaching:
         except FileNotFoundError:
             found = self._asked(name, self._fine_tuned(name, few.path), {HELD_OUT: self.sets[HELD_OUT]})
             scores = [item.scores["right"] for item in found.items[HELD_OUT]]
-            known = {"format": FORMAT, **asked, "scores": scores}
+            trained = read_sealed(self.out / name / RECORD, "record of a fine-tuning", FORMAT, "remove the folder")
+            known = {"format": FORMAT, **asked, "scores": scores, "run": trained["run"], "edges": trained["edges"]}
             write_sealed(kept, known)
         if differing := [field for field, value in asked.items() if known[field] != value]:
             raise UsageError(f"{kept}: was made with another {' and '.join(differing)}; give another folder")
@@ -375,11 +410,13 @@ class _Teaching:
         questions = self._new_questions(asked)
         with closing(open_backend(str(first), BackendOptions())) as backend:
             record = reject(questions, self.out / "rejected", backend, options)
+        self.graph.answered(self.out / "rejected" / ITEMS, "sampled from", first)
         self.say(f"reject: {record['counts']['kept']} verified samples kept")
         if not record["counts"]["kept"]:
             return self._leave_out("sft-2", "no sample was right, so there is nothing new to train on")
-        lines = itertools.chain(lines_of(data), lines_of(self.out / "rejected" / ITEMS))
-        self._tuned("sft-2", write_lines(self.out / "sft-2.jsonl", lines).path)
+        kept = self.out / "rejected" / ITEMS
+        both = write_lines(self.out / "sft-2.jsonl", itertools.chain(lines_of(data), lines_of(kept)))
+        self._tuned("sft-2", self.graph.made(both, "joined from", data, kept))
 
     def _preferred(self, asked: PreferenceStage) -> None:
         """The model taken so far, trained with DPO on pairs of its own right and wrong samples."""
@@ -391,9 +428,11 @@ class _Teaching:
         files = Files(self._new_questions(self.recipe.reject), self.out / "pairs", self.handling.advance)
         with closing(open_backend(str(model), BackendOptions())) as backend:
             made = pairs_by_verifier(files, backend, options, lambda item, text: verify(item, text).outcome)
+        self.graph.answered(self.out / "pairs" / ITEMS, "sampled from", model)
         self.say(f"pairs: {made.counts['kept']} of {made.counts['decided']} questions")
         if not made.counts["kept"]:
             return self._leave_out("dpo", "no question had both a right and a wrong sample")
+        self._planned("dpo")
         preference = DpoOptions(beta=asked.beta, epochs=asked.epochs, lr=asked.lr, template=self.recipe.template)
         found = prefer(model, self.out / "pairs" / ITEMS, self.out / "dpo", preference, handling=self.handling)
         self._examined("dpo", found.model)
@@ -417,6 +456,7 @@ class _Teaching:
             if found is None:
                 return None
             options = replace(options, weights=tuple(found["weights"]), scale=found["scale"])
+        self._planned("merged")
         merge(
             self.base,
             models,
@@ -435,6 +475,7 @@ class _Teaching:
             examined.add(item.text)
         others = (to_line(item.to_json()) for item in read_items(made) if item.text not in examined)
         written = write_lines(self.out / "validation.jsonl", others)
+        self.graph.made(written, "a part of", made)
         if written.lines < LEAST_ITEMS:
             self._leave_out(
                 "merged",
@@ -469,7 +510,33 @@ class _Teaching:
         questions = self._questions(name, asked.questions, self.recipe.questions.seed + 1)
         return self._clean(questions, self.out / f"{name}-clean")
 
+    def _planned(self, name: str) -> None:
+        """State what the comparison of the model ``name`` needs, before it is made; the statement is kept.
+
+        Raises:
+            UsageError: the kept one was made for other sets or another difference.
+        """
+        place, difference = self.out / "plans" / f"{name}.json", self.recipe.examine.difference
+        sets = {task: sum(1 for _ in read_rows(path)) for task, path in self.sets.items()}
+        document: dict[str, Any] = {
+            "format": FORMAT,
+            "model": name,
+            "against": self.taken.name,
+            "difference": difference,
+        }
+        document["sets"] = {task: needed(difference, items) for task, items in sets.items()}
+        try:
+            known = read_sealed(place, "plan of a comparison", FORMAT, "remove it")
+            if {field: known[field] for field in document} != json.loads(json.dumps(document)):
+                raise UsageError(f"{place}: was made for other sets, or another difference; give another folder")
+        except FileNotFoundError:
+            write_sealed(place, document)
+        self.plans[name] = document["sets"]
+        for task, row in document["sets"].items():
+            self.say(f"{name}: {said_needed(task, row)}")
+
     def _tuned(self, name: str, data: Path) -> Path:
+        self._planned(name)
         model = self._fine_tuned(name, data)
         self._examined(name, model)
         return model
@@ -484,7 +551,8 @@ class _Teaching:
         against = self.taken if self.steps else None
         differences = {} if against is None else _differences(against.examination, found)
         taken = against is None or differences[HELD_OUT]["low"] > 0
-        step = Step(name, model, found, None if against is None else against.name, differences, taken)
+        planned = self.plans.get(name, {})
+        step = Step(name, model, found, None if against is None else against.name, differences, taken, planned)
         self.steps.append(step)
         self.say(_said(step))
 

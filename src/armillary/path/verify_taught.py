@@ -17,14 +17,16 @@ from armillary.corpus import verify_corpus
 from armillary.evaluate.results import read_examination
 from armillary.generate import check_answers
 from armillary.post import DROPPED, ITEMS, RECORD, check_stage, merge, tuning
-from armillary.recipe import ArmillaryError, FileProblem, problem_of, read_sealed
+from armillary.recipe import ArmillaryError, DamagedFileError, FileProblem, problem_of, read_sealed
+from armillary.store import verify_database
 from armillary.train import verify_run
 
 _REMEDY = "restore it from a copy, or run the same command into another folder"
 _FORMAT = 1
 # Sealed files beside folders; those of a stage, a fine-tuning or a merge are checked with it.
 _SEALED = {RECORD, "search.json", "examination.json", "contest.json"}
-_GAIN = "gain"
+# Folders whose JSON files are all sealed.
+_FOLDERS = ("gain", "plans")
 # The folders that every finished post-training has.
 _SETS = ("held-out", "questions", "verified")
 _HASH = re.compile(rb'"(?:sha256:)?([0-9a-f]{64})"')
@@ -63,6 +65,12 @@ def verify_taught(root: Path) -> tuple[list[str], list[FileProblem]]:
     return found.checked, found.problems
 
 
+def _check_database(file: Path) -> None:
+    """Raise DamagedFileError if the records of a store do not fit its journal; one line per problem."""
+    if problems := verify_database(file):
+        raise DamagedFileError("\n".join(problems))
+
+
 class _Found:
     """The checked parts below ``root``, the problems, and the files whose hash should be in a record."""
 
@@ -96,9 +104,11 @@ class _Found:
             own = {RECORD}
         elif kind == "post-training":
             self._lacking(place)
+        if "store.sqlite" in files:
+            self._try("store", place, lambda place: _check_database(place / "store.sqlite"))
         for name in files:
             path = place / name
-            if name.endswith(".json") and (name in _SEALED or place.name == _GAIN) and name not in own:
+            if name.endswith(".json") and (name in _SEALED or place.name in _FOLDERS) and name not in own:
                 self._try("record", path, lambda path: read_sealed(path, path.name, _FORMAT, _REMEDY))
             if name.endswith("answers.jsonl"):
                 self._try("answers", path, check_answers)

@@ -93,7 +93,12 @@ def select_pairs(
             return _found(out, stage.record["counts"])
         if not stage.finished:
             _score(stage, pairs, model, selection, progress)
-        record = stage.finish(_select(out, pairs, selection))
+        counts = _select(out, pairs, selection)
+        scored = f"data:{digest(out / ITEMS)}"
+        hows = {"selected": "selected from", "random": "drawn at random from"}
+        edges = [(f"data:{made}", hows[name], scored) for name, made in counts["sha256"].items()]
+        edges.append((scored, "scored by", f"model:{settings['model']}"))
+        record = stage.finish(counts, edges)
     return _found(out, record["counts"])
 
 

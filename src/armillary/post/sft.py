@@ -133,6 +133,7 @@ def fine_tune(
         plan, corpus, held = _prepared(_Sources(model, data, held_out), out, options, renderer, handling)
         if handling.layout is not None:
             handling.layout.check(plan.spec)
+        handling.planned(plan.spec)
         if done is None:
             for line in plan.lines():
                 handling.progress("plan", 0, 1, line)

@@ -285,7 +285,7 @@ class Stage:
                 },
                 "files": files,
                 "edges": [
-                    [made, f"made by {self._spec['stage']} from its {name} in", f"data:{hashed}"]
+                    [made, f"made by {self._spec['stage']} from its {name.partition(' ')[0]} in", f"data:{hashed}"]
                     for name, hashed in self._spec["inputs"].items()
                 ]
                 + [list(edge) for edge in edges],

@@ -66,13 +66,15 @@ class Silent:
 @dataclass(frozen=True)
 class Handling:
     """How to run the work, without effect on the numbers: ``progress`` gets the stage, units done, all units, and a
-    note; ``stop`` is asked after each step and conversation; ``hooks`` act in the run. With a ``layout`` its ranks are
+    note; ``stop`` is asked after each step and conversation; ``hooks`` act in the run. ``planned`` gets the
+    specification of a run before it begins or resumes. With a ``layout`` its ranks are
     started on this machine, and the first reports to what ``reporter()`` makes (``launch``).
     """
 
     progress: Progress = lambda stage, done, total, note: None
     stop: Callable[[], bool] = lambda: False
     hooks: tuple[Hook, ...] = ()
+    planned: Callable[[RunSpec], None] = lambda spec: None
     device: torch.device | None = None
     layout: Layout | None = None
     reporter: Callable[[], Any] = Silent
@@ -202,7 +204,7 @@ def conclude(out: Path, settings: Mapping[str, Any], run: str, found: Mapping[st
     """Write the record of a finished training, with the lineage of ``out/model``; remove its start."""
     files = {path.name: digest(path) for path in sorted((out / "model").iterdir())}
     lineage = [
-        Edge(f"model:{_digest_of(files)}", "trained by", f"run:{run}"),
+        Edge(f"model:{digest_of(files)}", "trained by", f"run:{run}"),
         Edge(f"run:{run}", "starts from", f"model:{settings['model']}"),
         Edge(f"run:{run}", "trained on", f"data:{settings['data']}"),
     ]
@@ -291,11 +293,11 @@ def digest(path: Path) -> str:
 def digest_model(folder: Path) -> str:
     """A hash of the files that determine the model."""
     names = [*(path.name for path in folder.glob("*.safetensors")), "config.json", "tokenizer.json"]
-    return _digest_of({name: digest(folder / name) for name in names})
+    return digest_of({name: digest(folder / name) for name in names})
 
 
-def _digest_of(files: Mapping[str, str]) -> str:
-    """``digest_model`` of the files with these hashes."""
+def digest_of(files: Mapping[str, str]) -> str:
+    """``digest_model`` of files with these hashes, by name; other files are ignored."""
     total = hashlib.sha256()
     weights = sorted(name for name in files if name.endswith(".safetensors"))
     for name in (*weights, "config.json", "tokenizer.json"):

@@ -11,7 +11,7 @@ from armillary.publish.export import (
 )
 from armillary.publish.hubs import HUBS, Target
 from armillary.publish.ledger import check_record
-from armillary.publish.lineage import origins
+from armillary.publish.lineage import Lineage, lineage_of, origins
 from armillary.publish.sending import SendOptions, Sent, send
 from armillary.publish.stage import Additions
 from armillary.publish.sums import SUMS, check_sums
@@ -20,6 +20,7 @@ __all__ = [
     "HUBS",
     "SUMS",
     "Additions",
+    "Lineage",
     "SendOptions",
     "Sent",
     "Target",
@@ -31,6 +32,7 @@ __all__ = [
     "convert_measured",
     "is_publication",
     "is_published",
+    "lineage_of",
     "origins",
     "publish",
     "publish_chat",

@@ -73,12 +73,14 @@ class Questioning(Document):
     """How models are examined.
 
     ``sets`` are further files of items by name, such as unrelated ones. ``texts`` are files of plain text (JSON Lines
-    with ``text``), on which bits per byte are measured. Both show what a model forgets.
+    with ``text``), on which bits per byte are measured. Both show what a model forgets. ``difference`` is the smallest
+    difference in accuracy that matters: before each comparison, the needed items and seeds are computed for it.
     """
 
     sets: dict[str, PathText] = Field(default_factory=dict)
     texts: dict[str, PathText] = Field(default_factory=dict)
     max_new_tokens: int = Field(default=200, ge=1)
+    difference: float = Field(default=0.05, gt=0, lt=1)
 
 
 class Teaching(Document):

@@ -633,6 +633,25 @@ STRINGS: dict[str, tuple[str, str]] = {
         "先用 {items} 道题中的 {parts} 道分别训练，据此预测用全部题目训练后的留出题正确率：{predicted}，90% 区间 "
         "{interval}，记录于 {recorded}。实测为 {measured}：{verdict}。",
     ),
+    "needs_lead": (
+        "Stated before each comparison: to see a difference of {difference} with a chance of {power}, two models need "
+        "this many items. The last column is about their recipes: with the items at hand, this many seeds of each.",
+        "每次比较之前先算出所需规模：要以 {power} 的概率看出 {difference} 的差异，两个模型需要下表所列的题数。"
+        "最后一列针对两种配方：在现有题数下，每种配方所需的随机种子数。",
+    ),
+    "needed_items": ("items needed", "所需题数"),
+    "needed_seeds": ("seeds needed", "所需种子数"),
+    "no_number": ("no number is enough", "再多也不够"),
+    "gain_proved": (
+        "The store's journal proves the order: the prediction is entry {prediction}, the start of the run {start}, the "
+        "verdict {verdict}.",
+        "存储的日志证明了先后次序：预测是第 {prediction} 条，训练开始是第 {start} 条，判定是第 {verdict} 条。",
+    ),
+    "gain_not_proved": (
+        "The store's journal does not prove that the prediction came before the run (entries: prediction {prediction}, "
+        "start {start}, verdict {verdict}).",
+        "存储的日志不能证明预测早于训练（日志条目：预测 {prediction}，训练开始 {start}，判定 {verdict}）。",
+    ),
     "gain_unpredicted": (
         "The gain could not be predicted: {reason}. The measured score is {measured}.",
         "收益无法预测：{reason}。实测为 {measured}。",

@@ -611,11 +611,30 @@ class TaughtScore:
 
 
 @dataclass(frozen=True)
+class ComparisonNeeds:
+    """What the comparison of ``model`` with ``against`` on the set ``test`` needs, as stated before it.
+
+    To see a ``difference`` in accuracy with a chance of ``power``, these two models need ``needed`` items and there are
+    ``items``. With these, comparing the recipes needs ``seeds`` of each; None if no number is enough.
+    """
+
+    model: str
+    against: str
+    test: str
+    difference: float
+    power: float
+    items: int
+    needed: int
+    seeds: int | None
+
+
+@dataclass(frozen=True)
 class TaughtGain:
     """The predicted held-out score of the first fine-tuning, from runs on ``parts`` of its questions.
 
     ``scores`` are those of the parts, ``items`` the questions of the whole run. ``predicted`` with its 90% interval is
-    None if the gain could not be predicted; ``reason`` says why.
+    None if the gain could not be predicted; ``reason`` says why. ``journal`` has the numbers of prediction, start and
+    verdict in the store's journal. ``proved`` is whether it proves that the prediction came first; None without a store.
     """
 
     parts: Sequence[int]
@@ -629,6 +648,8 @@ class TaughtGain:
     high: float | None = None
     inside: bool | None = None
     reason: str = ""
+    proved: bool | None = None
+    journal: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -657,7 +678,8 @@ class TeachingPart:
     """A post-training: questions, models with their scores, the predicted gain, and the loss on other text.
 
     ``models`` are in the order of training; ``taken`` is the one that was kept. ``left_out`` are stages without a
-    model, with the reason. ``diversity`` is that of ``diversity_section``.
+    model, with the reason. ``diversity`` is that of ``diversity_section``. ``needs`` are the statements before the
+    comparisons.
     """
 
     models: Sequence[str]
@@ -670,6 +692,7 @@ class TeachingPart:
     talks: Sequence[Talk] = ()
     diversity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    needs: Sequence[ComparisonNeeds] = ()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from armillary.cli.verbs import (
     import_runs,
     laws,
     leaderboard,
+    lineage,
     logits,
     plan,
     post,
@@ -52,6 +53,7 @@ __all__ = [
     "import_runs",
     "laws",
     "leaderboard",
+    "lineage",
     "logits",
     "plan",
     "post",
@@ -76,7 +78,7 @@ PANELS = {
     "Results": ("console", "runs", "rates", "verify", "store"),
     "Planning and goodput": ("plan", "goodput"),
     "Inference and evaluation": ("chat", "generate", "serve", "evaluate", "leaderboard", "forecast"),
-    "Conversion and publishing": ("convert", "logits", "publish"),
+    "Conversion and publishing": ("convert", "logits", "publish", "lineage"),
     "Single studies": ("study",),
     "Laws fitted to any runs": (
         *(

@@ -11,12 +11,12 @@ from armillary.console.app import Page, missing
 from armillary.console.places import Place
 from armillary.recipe import ArmillaryError, Edge, read_json, sealed, walk_back
 
-LINEAGE = "lineage.json"
+LINEAGE, RECORD = "lineage.json", "record.json"
 _SHOWN = 400
 
 
 def lineage(page: Page) -> dict[str, Any]:
-    """The published folders of all places."""
+    """The published folders and post-trainings of all places."""
     rows = []
     for place in page.watch.places:
         for key, folder in place.found.publications.items():
@@ -48,10 +48,14 @@ def node(page: Page) -> dict[str, Any]:
         raise missing()
     files = [str(one) for one in document.get("files", {})]
     here = f"{kind}:{name}"
-    if kind == "publication":
-        run = f"run:{document.get('run')}"
+    if kind == "publication" and document.get("node") and not files:  # a post-training: the model that it took
+        here = str(document["node"])
+    elif kind == "publication":
+        whence = (
+            ("part of", str(document["node"])) if document.get("node") else ("written by", f"run:{document.get('run')}")
+        )
         here = f"file:{next(iter(files), 'model.safetensors')}"
-        edges = [*(Edge(f"file:{file}", "written by", run) for file in files or ["model.safetensors"]), *edges]
+        edges = [*(Edge(f"file:{file}", *whence) for file in files or ["model.safetensors"]), *edges]
     origins = walk_back(edges, here)
     kinds = Counter(one.partition(":")[0] for one in origins)
     t = page.words
@@ -65,6 +69,7 @@ def node(page: Page) -> dict[str, Any]:
         "document": document,
         "whole": whole,
         "files": files,
+        "names": document.get("names") if isinstance(document.get("names"), dict) else {},
         "direct": _grouped(edge for edge in edges if edge.node == here),
         "users": _grouped(Edge(edge.origin, edge.how, edge.node) for edge in edges if edge.origin == here),
         "origins": [one.partition(":")[::2] for one in origins[:_SHOWN]],
@@ -93,12 +98,15 @@ def _known(place: Place, runs: Sequence[str]) -> dict[str, Any]:
 
 
 def _document(folder: Path) -> tuple[dict[str, Any], bool]:
-    """The lineage of a published folder, and whether its checksum matches.
+    """The lineage of a published folder or a post-training, and whether its checksum matches.
 
     Raises:
         DamagedFileError: it is torn.
     """
-    document = dict(read_json(folder / LINEAGE, "lineage", "publish the model again"))
+    path = folder / LINEAGE
+    if not path.exists():
+        path = folder / RECORD
+    document = dict(read_json(path, "lineage", "publish the model again"))
     seal = document.pop("sha256", None)
     return document, seal is None or sealed(document)["sha256"] == seal
 

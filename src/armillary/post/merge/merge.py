@@ -24,6 +24,7 @@ from armillary.post.merge.agree import check_agreement
 from armillary.post.merge.parents import INDEX, WEIGHTS, Parent, config_text, open_parent
 from armillary.post.merge.registry import Group, MergeOptions, Method, method_named
 from armillary.post.merge.tensors import FLOATS, KINDS, Entry, hash_file, write_tensors
+from armillary.post.tuning import digest_of
 from armillary.recipe import ArmillaryError, DamagedFileError, Edge, UsageError, exclusive, read_sealed, write_sealed
 
 RECORD = "record.json"
@@ -260,8 +261,13 @@ def _copy_texts(model: Parent, base: Parent, hidden: Path) -> None:
 
 
 def _edges(parents: Sequence[Parent], outputs: dict[str, str], files: Sequence[str]) -> list[list[str]]:
-    """The lineage: from each weight file to the files of the parents, and from these to their runs."""
+    """The lineage: from the model to its parents, from each weight file to theirs, and from these to their runs."""
     edges = []
+    models = [_model(parent) for parent in parents]
+    if parents[0].kind == "folder" and None not in models:
+        merged = f"model:{digest_of(outputs)}"
+        hows = ["merged over", *["merged from"] * (len(parents) - 1)]
+        edges += [Edge(merged, how, f"model:{model}") for how, model in zip(hows, models, strict=True)]
     for file in files:
         for number, parent in enumerate(parents):
             how = "merged over" if number == 0 else "merged from"
@@ -270,3 +276,11 @@ def _edges(parents: Sequence[Parent], outputs: dict[str, str], files: Sequence[s
         if parent.run is not None:
             edges += [Edge(f"weights:{digest}", "written by", f"run:{parent.run}") for digest in parent.hashes.values()]
     return [list(edge) for edge in dict.fromkeys(edges)]
+
+
+def _model(parent: Parent) -> str | None:
+    """The hash of a parent as a model in the record of a training; None without the files that it needs."""
+    texts = {name: parent.folder / name for name in ("config.json", "tokenizer.json")}
+    if not all(path.is_file() for path in texts.values()):
+        return None
+    return digest_of({**parent.hashes, **{name: hash_file(path) for name, path in texts.items()}})

@@ -28,8 +28,8 @@ def run(
     Example: armillary post run teach.yaml --out taught
     """
     from armillary.launch import stopping
+    from armillary.path.predicted import teach_and_judge
     from armillary.path.taught import write_page
-    from armillary.path.teach import teach
     from armillary.post.tuning import Handling
     from armillary.recipe import load_teaching
 
@@ -38,7 +38,7 @@ def run(
     reporter = Reporter()
     try:
         with stopping() as stop:
-            steps = teach(teaching, where, Handling(progress=reporter, stop=stop), reporter.say)
+            steps = teach_and_judge(teaching, where, Handling(progress=reporter, stop=stop), reporter.say)
         page = write_page(where, teaching.name, steps, language)
     finally:
         reporter.close()
