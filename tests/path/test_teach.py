@@ -62,7 +62,7 @@ def test_training_questions_are_compared_with_every_evaluation_set_in_use(tiny_h
         teach(recipe, tmp_path / "out")
     verified = list(read_items(tmp_path / "out" / "verified" / "items.jsonl"))
     prose = Path(recipe.examine.texts["prose"])
-    prose.write_text(json.dumps({"text": f"An old text says: {verified[3].text}"}) + "\n")
+    prose.write_text(json.dumps({"text": verified[3].text}) + "\n")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedRunError):
         patch.setattr(module, "examine_items", stop)
         teach(recipe, tmp_path / "out")

@@ -64,7 +64,7 @@ def test_a_published_model_leads_there_without_the_folder(
     document = json.loads((published / "lineage.json").read_text())
     assert str(tmp_path) not in json.dumps(document["edges"]) and str(taught[0]) not in json.dumps(document["edges"])
     (published / "config.json").write_text("{}")
-    with pytest.raises(ArmillaryError, match="config.json"):
+    with pytest.raises(ArmillaryError, match=r"config\.json"):
         lineage_of(published)
 
 

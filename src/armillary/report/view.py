@@ -634,7 +634,7 @@ class TaughtGain:
 
     ``scores`` are those of the parts, ``items`` the questions of the whole run. ``predicted`` with its 90% interval is
     None if the gain could not be predicted; ``reason`` says why. ``journal`` has the numbers of prediction, start and
-    verdict in the store's journal. ``proved`` is whether it proves that the prediction came first; None without a store.
+    verdict in the store's journal. ``proved`` is whether it proves that the prediction came first (None: no store).
     """
 
     parts: Sequence[int]
