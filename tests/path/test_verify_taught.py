@@ -20,8 +20,8 @@ def out(taught: tuple[Path, list[Step]], tmp_path: Path) -> Path:
 
 
 def ours(folder: Path) -> list[Path]:
-    """Every file but locks and pages made of the others."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".html")
+    """Every file but locks, pages made of the others, and a database, whose pages may be unused."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".html", ".sqlite"))
     return sorted(path for path in files if not path.name.startswith("."))
 
 

@@ -9,6 +9,7 @@ __all__ = [
     "Verified",
     "Workspace",
     "demo_recipe",
+    "predicted",
     "summary",
     "taught",
     "teach",

@@ -31,13 +31,13 @@ class Graph:
         self.out = out
         self.edges: list[Edge] = []
         self.nodes: dict[str, str] = {}
-        self._names: dict[str, str] = {}
+        self._names: dict[str, set[str]] = {}  # equal files are one node
         self._hashed: dict[Path, str] = {}
 
     def made(self, file: Written, how: str, *sources: Path) -> Path:
         """Add a joined file or a part of one; return its path."""
         self._hashed[file.path] = file.node
-        self._names[file.node] = self._named(file.path)
+        self._call(file.node, self._named(file.path))
         self.edges += [Edge(file.node, how, self.data(source)) for source in sources]
         return file.path
 
@@ -49,13 +49,14 @@ class Graph:
         """The node of a file of data, which is hashed once."""
         if file not in self._hashed:
             self._hashed[file] = f"data:{file_sha256(file)}"
-            self._names[self._hashed[file]] = self._named(file)
+            self._call(self._hashed[file], self._named(file))
         return self._hashed[file]
 
     def model(self, name: str, folder: Path) -> None:
         """Add the model of a step; the base has the edges of its own publication or training."""
         node = self._model_node(folder)
-        self.nodes[name], self._names[node] = node, self._named(folder)
+        self.nodes[name] = node
+        self._call(node, self._named(folder))
         if not folder.is_relative_to(self.out):
             with contextlib.suppress(ArmillaryError):
                 known = lineage_of(folder)
@@ -81,15 +82,17 @@ class Graph:
             record = read_sealed(path, "record", _FORMAT, _REMEDY)
             edges += [Edge(*edge) for edge in record.get("edges", record.get("lineage", []))]
             self._name_files(path.parent.name, record)
-        return list(dict.fromkeys((*edges, *self.edges))), self._names
+        names = {node: ", ".join(sorted(files)) for node, files in self._names.items()}
+        return list(dict.fromkeys((*edges, *self.edges))), names
 
     def _name_files(self, folder: str, record: Mapping[str, Any]) -> None:
         files = record.get("files", {})
         if ITEMS in files:
-            self._names[f"data:{files[ITEMS]}"] = f"{folder}/{ITEMS}"
+            self._call(f"data:{files[ITEMS]}", f"{folder}/{ITEMS}")
         for role, hashed in record.get("inputs", {}).items() if "stage" in record and "edges" in record else ():
             if role.startswith("evaluation "):
-                self._names.setdefault(f"data:{hashed}", Path(role.partition(" ")[2]).name)
+                path = Path(role.partition(" ")[2])
+                self._call(f"data:{hashed}", self._named(path))
 
     def _model_node(self, model: Path | str) -> str:
         """A hash of a model's files; of a server or another kind of file, its name."""
@@ -99,6 +102,9 @@ class Graph:
             return f"model:{digest_model(Path(model))}"
         except ArmillaryError:
             return f"model:{Path(model).name}"
+
+    def _call(self, node: str, name: str) -> None:
+        self._names.setdefault(node, set()).add(name)
 
     def _named(self, path: Path) -> str:
         return str(path.relative_to(self.out)) if path.is_relative_to(self.out) else path.name

@@ -51,6 +51,8 @@ _FORMAT = 1
 # Share of the lesson's time for its trainings at the rate of all workers together. The rest is a reserve: one process
 # trains them, which is slower, and questions must be drawn and five examinations run.
 _TRAINING_SHARE = 0.45
+# Fields of the post-training that its outcome does not depend on.
+_NOT_IN_KEY: dict[str, Any] = {"model": True, "examine": {"difference"}}
 # Number of questions drawn to estimate their length.
 _SAMPLE = 64
 
@@ -94,7 +96,7 @@ def give_lesson(lab: Lab, pupil: Pupil, workspace: Path) -> Taught:
         gain=lesson.gain,
         examine=Questioning(max_new_tokens=lesson.max_new_tokens),
     )
-    key = lab.key([lab.store.run_spec(pupil.run)], _FORMAT, teaching.model_dump(mode="json", exclude={"model"}))
+    key = lab.key([lab.store.run_spec(pupil.run)], _FORMAT, teaching.model_dump(mode="json", exclude=_NOT_IN_KEY))
     out = workspace / FOLDER / key
     question = canonical_hash([STAGE, key])
     found = lab.stored(STAGE, key, Taught)

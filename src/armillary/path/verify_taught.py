@@ -105,7 +105,7 @@ class _Found:
         elif kind == "post-training":
             self._lacking(place)
         if "store.sqlite" in files:
-            self._try("store", place, lambda place: _check_database(place / "store.sqlite"))
+            self._try("store", place / "store.sqlite", _check_database)
         for name in files:
             path = place / name
             if name.endswith(".json") and (name in _SEALED or place.name in _FOLDERS) and name not in own:

@@ -59,7 +59,7 @@ def lineage_of(path: Path) -> Lineage:
     record: dict[str, Any] = {}
     if (folder / _RECORD).exists() and not (folder / "config.json").exists():
         record = read_sealed(folder / _RECORD, "record", _RECORD_FORMAT, "run the same command again")
-    if "steps" in record:
+    if "taken" in record:
         if "edges" not in record:
             raise UsageError(f"{folder / _RECORD}: was written by a version without lineage; run `post run` again")
         return Lineage(str(record["node"]), _edges(folder / _RECORD, record), record["names"])

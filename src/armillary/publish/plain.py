@@ -123,7 +123,7 @@ def _teaching(model: Path) -> dict[str, Any] | None:
             record = read_sealed(place / _RECORD, "record of a post-training", _RECORD_FORMAT, "run it again")
         except (ArmillaryError, OSError):
             continue
-        if "steps" in record and "edges" in record:
+        if "taken" in record and "edges" in record:
             return record
     return None
 
