@@ -38,7 +38,7 @@ def test_what_a_comparison_needs_is_stated_before_the_model_is_made(tiny_hf: Pat
     changed = make(
         tmp_path, tiny_hf, evolve=None, gain=None, reject=None, dpo=None, merge=None, examine={"difference": 0.1}
     )
-    with pytest.raises(UsageError, match="sft.json: was made for other sets, or another difference"):
+    with pytest.raises(UsageError, match=r"sft\.json: was made for other sets, or another difference"):
         teach(
             changed.model_copy(update={"examine": recipe.examine.model_copy(update={"difference": 0.1})}),
             tmp_path / "out",

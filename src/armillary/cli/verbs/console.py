@@ -27,7 +27,7 @@ def console(
     ] = "127.0.0.1",
     language: Annotated[Language, typer.Option(help="Language for browsers that request neither.")] = "en",
 ) -> None:
-    """Show studies, runs, predictions, goodput, examinations and their lineage in a browser, read-only, while they change.
+    """Show studies, runs, predictions, goodput, examinations and all lineage in a browser, read-only, as they change.
 
     Example: armillary console demo --port 8321
     """
