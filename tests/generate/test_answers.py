@@ -24,6 +24,7 @@ from armillary.generate import (
     open_answers,
     open_backend,
 )
+from armillary.generate import answers as answers_module
 from armillary.recipe import ArmillaryError, BusyError, DamagedFileError, ForeignFileError
 
 _REQUESTS = [
@@ -210,3 +211,19 @@ def test_an_error_names_the_place_among_all_requests(backend: Any, tmp_path: Pat
         answers.loglikelihood(backend, _PAIRS)
         with pytest.raises(BadRequestError, match=r"^pair 4: "):
             answers.loglikelihood(backend, [*_PAIRS, Pair("a", "word " * 300)])
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 10**12), st.integers(1, 10**6)), max_size=200))
+def test_places_are_those_of_a_dictionary(added: list[tuple[int, int, int]]) -> None:
+    """Also where the newest places are merged into the sorted ones, and a key is added again."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers_module, "_BUFFER", 5)
+        places, wanted = answers_module._Places(), dict[str, tuple[int, int]]()
+        for number, start, length in added:
+            places.add(str(number), start, length)
+            wanted[str(number)] = start, length
+            assert len(places) == len(wanted)
+        for number in range(45):
+            assert places.get(str(number)) == wanted.get(str(number)) and (str(number) in places) == (
+                str(number) in wanted
+            )

@@ -7,11 +7,15 @@ another backend, model or precision is refused, since its answers could not be d
 
 Each line is written at once and flushed to disk every second: a killed process loses no finished answer, and a power
 failure loses at most the last second.
+
+Memory: 24 bytes per answer, and a buffer of a sixteenth of the answers. Keys are identified by 64 bits of their hash:
+the probability of a collision among a million is 3e-8.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -19,6 +23,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from armillary.generate.backend import Backend, Choice, Completion, Likelihood, Pair, Request, RequestError
 from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, canonical_hash, exclusive
@@ -29,6 +35,7 @@ _KIND = "armillary answers"
 _BEGINNING = b'{"format": 1, "kind": "armillary '  # of the first line
 _SEAL = "seal"
 _FLUSH_S = 1.0
+_BUFFER = 1 << 14
 _REMEDY = "remove the file to ask for all answers again"
 _RESUME = "run the same command again: it requests that answer again"
 
@@ -78,7 +85,7 @@ class Answers:
         self.path = path
         self.damaged: list[int] = []
         self._flushed = time.monotonic()
-        self._places: dict[str, tuple[int, int]] = {}  # offset and length of each key's line
+        self._places = _Places()
         header = _line({"format": FORMAT, "kind": _KIND, "backend": identity})
         with self._failing():
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -169,7 +176,7 @@ class Answers:
                 if (document := _parsed(line)) is None:
                     self.damaged.append(number)
                 else:
-                    self._places[document["key"]] = start, len(line)
+                    self._places.add(document["key"], start, len(line))
                 start += len(line)
 
     def _completion(self, key: str) -> Completion | None:
@@ -180,7 +187,10 @@ class Answers:
         return Completion(0, choices, answer["prompt_tokens"], answer.get("cut", 0))
 
     def _answer(self, key: str) -> dict[str, Any]:
-        start, size = self._places[key]
+        place = self._places.get(key)
+        if place is None:
+            raise KeyError(key)
+        start, size = place
         document = _parsed(os.pread(self._file, size, start))
         if document is None or document["key"] != key:
             raise DamagedFileError(f"{self.path}: was changed while in use; run the same command again")
@@ -189,7 +199,7 @@ class Answers:
 
     def _append(self, key: str, answer: dict[str, Any]) -> None:
         line = _line({"key": key, "answer": answer})
-        self._places[key] = self._write(line), len(line)
+        self._places.add(key, self._write(line), len(line))
 
     def _write(self, line: bytes) -> int:
         """Append a whole line or nothing; return its offset."""
@@ -220,6 +230,49 @@ class Answers:
                 f"{self.path}: {error.strerror}; the answers in it are kept: make it writable or free space, and run "
                 "the same command again"
             ) from error
+
+
+class _Places:
+    """Offset and length of the line of each key: sorted hashes [n] with their spans [n, 2], and the newest apart."""
+
+    def __init__(self) -> None:
+        self._keys = np.empty(0, dtype=np.uint64)
+        self._spans = np.empty((0, 2), dtype=np.int64)
+        self._latest: dict[int, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys) + sum(self._sorted(key) is None for key in self._latest)
+
+    def __contains__(self, key: str) -> bool:
+        return self.get(key) is not None
+
+    def get(self, key: str) -> tuple[int, int] | None:
+        """Offset and length of the newest line of ``key``; None if there is none."""
+        hashed = _hash(key)
+        return self._latest.get(hashed) or self._sorted(hashed)
+
+    def add(self, key: str, start: int, length: int) -> None:
+        """Add a line, which replaces an older one of its key."""
+        self._latest[_hash(key)] = start, length
+        if len(self._latest) > max(_BUFFER, len(self._keys) // 16):  # merging stays cheap
+            keys = np.fromiter(self._latest, np.uint64, len(self._latest))
+            spans = np.array(list(self._latest.values()), dtype=np.int64)
+            older = ~np.isin(self._keys, keys)
+            keys, spans = np.concatenate([self._keys[older], keys]), np.concatenate([self._spans[older], spans])
+            order = np.argsort(keys)
+            self._keys, self._spans = keys[order], spans[order]
+            self._latest.clear()
+
+    def _sorted(self, hashed: int) -> tuple[int, int] | None:
+        place = int(self._keys.searchsorted(np.uint64(hashed)))
+        if place == len(self._keys) or int(self._keys[place]) != hashed:
+            return None
+        start, length = self._spans[place].tolist()
+        return start, length
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
 
 
 def _by_key(asked: Sequence[Request | Pair]) -> dict[str, list[int]]:
