@@ -75,7 +75,7 @@ def test_the_record_of_a_fine_tuning_is_evidence_only_of_its_own_files(plain: Pa
     for said in ("Run `feed` fine-tuned it in 12 steps", "3 conversations", "2.5000 before and 1.2500 after"):
         assert said in text
     assert "微调前为 2.5000" in text
-    assert origins(staged.folder / "model.safetensors") == ["run:feed", "model:a"]
+    assert origins(staged.folder / "model.safetensors") == ["model:c", "run:feed", "model:a"]
     config = json.loads((plain / "config.json").read_text())
     (plain / "config.json").write_text(json.dumps(config | {"rope_theta": 5000.0}))
     staged = stage(plain, tmp_path / "changed", "sphere", NOTHING)

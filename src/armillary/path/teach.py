@@ -41,7 +41,7 @@ from armillary.generate import Backend, BackendOptions, Sampling, open_backend
 from armillary.laws import AtChanceError, GainLaw, paired_difference
 from armillary.path.graph import Graph
 from armillary.path.needs import needed, said_needed
-from armillary.post import ITEMS, EvolveOptions, SampleOptions, evolve, read_items, read_rows, to_line
+from armillary.post import ITEMS, EvolveOptions, Keys, SampleOptions, evolve, read_items, read_rows, to_line
 from armillary.post.chance import chance_level
 from armillary.post.decontaminate import DecontaminateOptions, decontaminate
 from armillary.post.dpo import DpoOptions, prefer
@@ -52,7 +52,6 @@ from armillary.post.pairs import Files, PairOptions, pairs_by_verifier
 from armillary.post.plan import SftOptions
 from armillary.post.reject import RejectOptions, reject
 from armillary.post.sft import fine_tune
-from armillary.post.stage import Keys
 from armillary.post.synthesize import SynthesisOptions, synthesize
 from armillary.post.template import Templated, open_renderer
 from armillary.post.tuning import Handling, digest, digest_model

@@ -6,7 +6,7 @@ from armillary.post.evolve import EvolveOptions, evolve
 from armillary.post.items import Item, read_items, read_rows, to_line
 from armillary.post.reject import RejectOptions, reject
 from armillary.post.sampling import PassRate, SampleOptions
-from armillary.post.stage import DROPPED, ITEMS, RECORD, Stage, StageSpec, check_stage, open_stage, read_record
+from armillary.post.stage import DROPPED, ITEMS, RECORD, Keys, Stage, StageSpec, check_stage, open_stage, read_record
 
 # Stages that load torch, or that callers use one at a time, are exported as modules.
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "Diversity",
     "EvolveOptions",
     "Item",
+    "Keys",
     "Leak",
     "Leaks",
     "PassRate",

@@ -108,7 +108,8 @@ def _document(folder: Path) -> tuple[dict[str, Any], bool]:
         path = folder / RECORD
     document = dict(read_json(path, "lineage", "publish the model again"))
     seal = document.pop("sha256", None)
-    return document, seal is None or sealed(document)["sha256"] == seal
+    whole = seal is None or sealed(document)["sha256"] == seal
+    return {"run": None, **document}, whole
 
 
 def _edges(document: dict[str, Any]) -> list[Edge]:
