@@ -45,6 +45,7 @@ def reject(
     from armillary.generate import open_backend
     from armillary.post import RejectOptions, SampleOptions
     from armillary.post import reject as rejected
+    from armillary.post.records import REFUSALS
 
     options = RejectOptions(
         SampleOptions(samples, tuple(temperature or (0.6, 1.0)), max_new_tokens, seed),
@@ -74,4 +75,7 @@ def reject(
             for row in counts["yield"]
         ],
     )
+    for reason in REFUSALS:
+        if count := counts["dropped"].get(reason):
+            out.print(f"  dropped, {reason}: {count:,}")
     out.print(f"answers: {escape(str(folder / 'items.jsonl'))}", highlight=False)
