@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tiny_teaching import make
 
-from armillary.path.teach import Step
+from armillary.path.teach import Step, teach
 from armillary.post.tuning import digest_model
 from armillary.publish import lineage_of, origins
 from armillary.publish.stage import Additions, stage
@@ -50,6 +51,14 @@ def test_every_file_of_data_has_an_edge(taught: tuple[Path, list[Step]]) -> None
     assert roots >= {"held-out/items.jsonl", "harder/items.jsonl", "prose.jsonl"}
     assert all(name.endswith("items.jsonl") or name == "prose.jsonl" for name in roots)
     assert str(taught[0]) not in json.dumps(record)
+
+
+def test_a_second_call_leaves_the_same_lineage(taught: tuple[Path, list[Step]], tiny_hf: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(taught[0] / "out", tmp_path / "out"))
+    before = read_sealed(out / "record.json", "record", 1, "")
+    teach(make(taught[0], tiny_hf), out)
+    after = read_sealed(out / "record.json", "record", 1, "")
+    assert sorted(after["edges"]) == sorted(before["edges"]) and after["names"] == before["names"]
 
 
 def test_a_published_model_leads_there_without_the_folder(

@@ -74,6 +74,7 @@ class Graph:
             if "run" in part and "edges" in part:
                 self.edges.append(Edge(f"prediction:{run}", "argued by", f"run:{part['run']}"))
                 self.edges += [Edge(*edge) for edge in part["edges"]]
+                self._call(f"data:{part['data']}", self._named(path.with_suffix(".jsonl")))
 
     def all(self) -> tuple[list[Edge], dict[str, str]]:
         """Every edge once, and the names of files and models by their node."""

@@ -352,8 +352,7 @@ class _Teaching:
         scores = []
         for part, size in zip(gain.parts, sizes, strict=True):
             few = write_lines(self.out / "gain" / f"{part:g}.jsonl", in_random_order(data, size))
-            self.graph.made(few, "a part of", data)
-            scores.append(self._part(f"gain/{part:g}", few))
+            scores.append(self._part(f"gain/{part:g}", few, data))
         document: dict[str, Any] = {"format": FORMAT, "parts": sizes, "items": count, "interval": INTERVAL}
         document["scores"] = [sum(score) / len(score) for score in scores]
         document["chance"] = chance_level(data, self.sets[HELD_OUT])
@@ -374,8 +373,8 @@ class _Teaching:
         write_sealed(place, document)
         return document
 
-    def _part(self, name: str, few: Written) -> list[float]:
-        """The score of each held-out question after a fine-tuning on ``few``; the model is removed afterwards."""
+    def _part(self, name: str, few: Written, data: Path) -> list[float]:
+        """The score of each held-out question after a fine-tuning on ``few`` of ``data``; the model is removed then."""
         kept = self.out / f"{name}.json"
         asked = {"data": few.sha256, "held_out": digest(self.sets[HELD_OUT]), "recipe": self._portable()["sft"]}
         try:
@@ -384,7 +383,8 @@ class _Teaching:
             found = self._asked(name, self._fine_tuned(name, few.path), {HELD_OUT: self.sets[HELD_OUT]})
             scores = [item.scores["right"] for item in found.items[HELD_OUT]]
             trained = read_sealed(self.out / name / RECORD, "record of a fine-tuning", FORMAT, "remove the folder")
-            known = {"format": FORMAT, **asked, "scores": scores, "run": trained["run"], "edges": trained["edges"]}
+            edges = [[few.node, "a part of", self.graph.data(data)], *trained["edges"]]
+            known = {"format": FORMAT, **asked, "scores": scores, "run": trained["run"], "edges": edges}
             write_sealed(kept, known)
         if differing := [field for field, value in asked.items() if known[field] != value]:
             raise UsageError(f"{kept}: was made with another {' and '.join(differing)}; give another folder")
