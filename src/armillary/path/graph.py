@@ -91,9 +91,8 @@ class Graph:
         if ITEMS in files:
             self._call(f"data:{files[ITEMS]}", f"{folder}/{ITEMS}")
         for role, hashed in record.get("inputs", {}).items() if "stage" in record and "edges" in record else ():
-            if role.startswith("evaluation "):
-                path = Path(role.partition(" ")[2])
-                self._call(f"data:{hashed}", self._named(path))
+            if role.startswith("evaluation ") and f"data:{hashed}" not in self._names:
+                self._call(f"data:{hashed}", Path(role.partition(" ")[2]).name)
 
     def _model_node(self, model: Path | str) -> str:
         """A hash of a model's files; of a server or another kind of file, its name."""
