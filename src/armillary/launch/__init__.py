@@ -31,6 +31,7 @@ from armillary.launch.clusters.jobs import (
 from armillary.launch.clusters.profiles import ClusterProfile
 from armillary.launch.clusters.records import Job as SubmittedJob
 from armillary.launch.clusters.records import read_jobs
+from armillary.launch.ranks.forks import launched, start_fork_server
 
 __all__ = [
     "Cluster",
@@ -72,13 +73,14 @@ __all__ = [
     "register_cluster",
     "register_place",
     "settled",
+    "start_fork_server",
     "stopping",
     "submit",
     "worker_bytes",
 ]
 
 _LATER = {
-    "ranks.large": ("check_corpus", "launch", "launched", "stopping"),
+    "ranks.large": ("check_corpus", "launch", "stopping"),
     "workers.capacity": ("default_workers", "fit_workers", "worker_bytes"),
     "workers.executor": ("Executor", "settled"),
     "workers.local": ("LocalExecutor",),

@@ -19,9 +19,10 @@ from armillary.launch.clusters.jobs import print_log as print_log
 from armillary.launch.clusters.jobs import submit as submit
 from armillary.launch.clusters.profiles import ClusterProfile as ClusterProfile
 from armillary.launch.clusters.records import read_jobs as read_jobs
+from armillary.launch.ranks.forks import launched as launched
+from armillary.launch.ranks.forks import start_fork_server as start_fork_server
 from armillary.launch.ranks.large import check_corpus as check_corpus
 from armillary.launch.ranks.large import launch as launch
-from armillary.launch.ranks.large import launched as launched
 from armillary.launch.ranks.large import stopping as stopping
 from armillary.launch.workers.capacity import default_workers as default_workers
 from armillary.launch.workers.capacity import fit_workers as fit_workers

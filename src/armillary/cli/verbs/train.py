@@ -80,6 +80,10 @@ def train(
     for option, value in {"--budget": budget, "--workers": workers, "--on": on}.items():
         if value is not None:
             raise UsageError(f"{option} does not apply: {file} is the file of one large run; leave it out")
+    from armillary.launch import launched, start_fork_server
+
+    if not launched():  # before the imports of this process, which take as long as those of the ranks
+        start_fork_server(document.layout is not None and document.layout.compile)
     from armillary.launch import launch
     from armillary.resilience import load_faults
 

@@ -19,8 +19,9 @@ from armillary.corpus import Corpus
 from armillary.files import HOST
 from armillary.goodput import EventKind, EventWriter
 from armillary.launch.clusters.crashes import LostRankError
+from armillary.launch.ranks.forks import launched
 from armillary.launch.ranks.group import joined, meeting_place, place
-from armillary.launch.ranks.local import COMPILER, RankContext, Supervision, start_ranks
+from armillary.launch.ranks.local import RankContext, Supervision, start_ranks
 from armillary.launch.ranks.watchdog import watched
 from armillary.recipe import EVENTS, ArmillaryError, LargeRun, Layout, RunResult, RunSpec, UsageError
 from armillary.resilience import FaultClock, FaultHook, Faults, FaultState
@@ -98,7 +99,7 @@ def launch(
         if faults is not None
         else lambda context: None,
         FaultClock(faults.rate) if faults is not None and faults.rate is not None else None,
-        COMPILER if layout.compile else (),
+        layout.compile,
     )
     result: RunResult | None = start_ranks(partial(train_as_rank, large, folder, reporter), ranks, watch)
     return result
@@ -129,11 +130,6 @@ class _Witness:
         if self.path.exists():
             with contextlib.suppress(ArmillaryError), EventWriter(self.path, self.run) as events:
                 events.write(kind, step, **{name: value for name, value in data.items() if value is not None})
-
-
-def launched() -> bool:
-    """Whether this process is one of several ranks that a launcher has started."""
-    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
 @contextlib.contextmanager

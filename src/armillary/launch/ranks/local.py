@@ -24,25 +24,22 @@ import signal
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from multiprocessing import connection, forkserver, resource_tracker
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
 from armillary.launch.clusters.crashes import LostRankError, crash_of_signal
-from armillary.model import prefer_large_pages
+from armillary.launch.ranks.forks import start_fork_server
 from armillary.recipe import ArmillaryError, counted
 from armillary.resilience import KINDS, Detector, FaultClock, FaultState, Finding, Heartbeats, HeartbeatWriter
 
 _LOOK_S = 0.02
 _WORDS = 400  # characters of a dead rank's last output
 _PATIENCE_S = 30.0  # wait for the other ranks after one has ended with an error
-# Modules that the fork server imports; the first optimizer of a process imports torch._dynamo.
-_PRELOAD = ["armillary.launch.ranks.large", "torch.distributed.fsdp", "torch.distributed.tensor", "torch._dynamo"]
-COMPILER = ("torch._inductor.compile_fx",)  # what a rank imports for ``layout.compile``
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Supervision:
 
     At most ``max_restarts`` restarts in a row may make no progress. Then, if one slot was the cause, the run continues
     with the first number of ranks in ``fewer`` (descending) that the other slots allow. ``report`` gets each finding
-    and action as the kind and data of an event. ``preload`` names more modules that ranks are forked with.
+    and action as the kind and data of an event. ``compiles``: whether ranks compile their layers.
     """
 
     max_restarts: int = 3
@@ -73,7 +70,7 @@ class Supervision:
     report: Callable[..., None] = lambda kind, step, **data: None
     faults: Callable[[Any], FaultState | None] = lambda context: None
     clock: FaultClock | None = None
-    preload: tuple[str, ...] = ()
+    compiles: bool = False
 
 
 def start_ranks(act: Callable[[RankContext], Any], ranks: int, watch: Supervision = Supervision()) -> Any:
@@ -84,29 +81,20 @@ def start_ranks(act: Callable[[RankContext], Any], ranks: int, watch: Supervisio
     """
     context = mp.get_context("forkserver")
     team = _Team(context, act, ranks, watch)
-    with _signals(context, team.stop, watch.preload):
+    start_fork_server(watch.compiles)
+    with _signals(team.stop):
         return team.train()
 
 
 @contextlib.contextmanager
-def _signals(context: Any, stop: Any, preload: Sequence[str]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM set ``stop``; a second signal ends this process. Ranks start with both signals blocked."""
+def _signals(stop: Any) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set ``stop``; a second signal ends this process."""
 
     def ask(number: int, frame: object) -> None:
         if stop.value:
             raise KeyboardInterrupt
         stop.value = 1
 
-    prefer_large_pages()
-    context.set_forkserver_preload([*_PRELOAD, *preload])
-    resource_tracker.ensure_running()  # if started later, it would unblock the signals that are blocked here
-    # A launcher that ends a job signals all its processes. Ranks get the request through ``stop``, so only SIGKILL ends
-    # them.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
