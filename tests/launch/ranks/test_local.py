@@ -112,19 +112,6 @@ def test_a_slot_that_loses_its_rank_again_and_again_is_left(fewer, outcome):
     assert [data["ranks"] for kind, data in said if kind == "degraded"] == [fewer[0]]
 
 
-def loaded(context):
-    """Whether a rank begins with the compiler."""
-    return "torch._inductor.compile_fx" in sys.modules
-
-
-@pytest.mark.slow  # the fork server of this process may not run yet
-def test_ranks_that_compile_begin_with_the_compiler():
-    program = "import test_local as t\nif __name__ == '__main__': print(t.start_ranks(t.loaded, 1, t.Supervision({})))"
-    for arguments, said in (("", "False"), ("compiles=True", "True")):
-        command = [sys.executable, "-c", program.format(arguments)]
-        assert subprocess.check_output(command, cwd=Path(__file__).parent, text=True).strip() == said
-
-
 def fail(context):
     raise RuntimeError("of no use:\nno such device")
 
