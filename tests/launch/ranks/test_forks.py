@@ -1,4 +1,4 @@
-"""What ranks are forked from is started before the command imports PyTorch, and with the compiler where they need it."""
+"""What ranks are forked from is started before the command imports PyTorch, with the compiler where ranks need it."""
 
 import subprocess
 import sys
