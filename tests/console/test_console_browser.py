@@ -65,6 +65,7 @@ def serve(tmp_path: Path) -> Iterator[Any]:
         assert found is not None, line
         return found[0]
 
+    start.processes = started  # type: ignore[attr-defined]
     yield start
     for process in started:
         process.send_signal(signal.SIGINT)
@@ -193,10 +194,23 @@ def test_a_run_is_watched_while_it_trains_and_when_it_is_killed(tiny_corpus, mak
         process.kill()
 
 
+def test_a_page_whose_console_has_ended_says_so(workspace, serve, browser):
+    browser.get(f"{serve(workspace)}/runs")
+    shown = "return !document.getElementById('stale').hidden"
+    assert not browser.execute_script(shown)
+    serve.processes[-1].send_signal(signal.SIGINT)
+    assert serve.processes[-1].wait(20) == 0
+    ends = time.monotonic() + 40  # the idle page looks again every 15 s
+    while not browser.execute_script(shown):
+        assert time.monotonic() < ends
+        time.sleep(0.3)
+    assert "in total" in live(browser)  # what was read last stays
+
+
 def test_a_store_that_is_deleted_while_it_is_watched_is_said_on_the_page(workspace, serve, browser):
     home = serve(workspace)
     browser.get(f"{home}/runs")
     shutil.move(workspace / "store" / "store.sqlite", workspace / "kept.sqlite")
     wait_for(browser, "is missing", 30)
     shutil.move(workspace / "kept.sqlite", workspace / "store" / "store.sqlite")
-    wait_for(browser, "in all", 30)
+    wait_for(browser, "in total", 30)

@@ -27,6 +27,10 @@ STRINGS: dict[str, tuple[str, str]] = {
     "theme_dark": ("dark", "深色"),
     "language": ("Language", "语言"),
     "places": ("Watching: {places}", "正在查看：{places}"),
+    "stale": (
+        "The console does not answer. This page shows what it last read.",
+        "控制台没有响应，本页显示的是最后一次读取的内容。",
+    ),
     "read_only": ("read-only", "只读"),
     "unavailable": ("Cannot be read now", "目前无法读取"),
     "not_found": ("There is no such page.", "没有这个页面。"),

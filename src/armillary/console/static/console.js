@@ -29,3 +29,16 @@ document.addEventListener("htmx:beforeRequest", (event) => {
   const busy = live && (live.querySelector("input:checked:not([data-keep])") || live.querySelector("details[open]"));
   if (event.target.id === "live" && busy) event.preventDefault();
 });
+
+// A page whose server is gone says so until the server answers again.
+const stale = (on) => () => { document.getElementById("stale").hidden = !on; };
+document.addEventListener("htmx:sendError", stale(true));
+document.addEventListener("htmx:timeout", stale(true));
+document.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) stale(false)(); });
+
+// An answer without the live part is another page, such as the one that asks for the token: load it.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  if (event.target.id !== "live" || event.detail.serverResponse.includes('id="live"')) return;
+  event.detail.shouldSwap = false;
+  location.reload();
+});
