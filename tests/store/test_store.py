@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from armillary.launch import Failure
 from armillary.launch.workers.executor import keep_result, settled
 from armillary.recipe import ArmillaryError, ForeignFileError, UsageError, read_result
-from armillary.store import Store, to_json
+from armillary.store import Reader, Store, to_json
 from armillary.store.runs import difference
 from armillary.train import train_run
 
@@ -313,7 +313,10 @@ def test_a_run_is_interrupted_when_nothing_trains_it_any_more(store, make_spec):
     assert process.stdout.readline() == "begun\n"
 
     def status():
-        return [row["status"] for row in Store(store.folder).overview()]
+        found = [row["status"] for row in Store(store.folder).overview()]
+        (study,) = Reader(store.folder).studies()
+        assert study.runs == {found[0]: 1}
+        return found
 
     assert status() == ["running"]
     process.kill()

@@ -192,7 +192,9 @@ class Place:
         known = self._studies
         if known is not None and state is not None:
             age = begun - known.at
-            if age < _WAIT_FACTOR * known.took or (known.state == state and age < _RESCAN_S * _WAIT_FACTOR):
+            # Runs can end without a change of the store: a killed one writes nothing.
+            calm = known.state == state and not any(one.runs.get("running") for one in known.value)
+            if age < _WAIT_FACTOR * known.took or (calm and age < _RESCAN_S * _WAIT_FACTOR):
                 return known.value
         value = self.reader.studies()
         self._studies = _Known(state, time.monotonic(), time.monotonic() - begun, value)

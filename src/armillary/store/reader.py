@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -236,7 +237,7 @@ class Reader(Lineage, Predictions, Rates):
             return [(name, count) for name, count in db.execute(query)] if self._has_facts() else []
 
     def studies(self) -> list[StudyState]:
-        """The studies of the store by name, with the states of their runs."""
+        """The studies of the store by name, with the states of their runs as in ``overview``."""
         runs, pairs = schema.runs, schema.study_runs
         query = (
             sa.select(
@@ -251,18 +252,29 @@ class Reader(Lineage, Predictions, Rates):
         )
         with self.database.reading() as db:
             rows = db.execute(query).all()
+            dead = self._interrupted(db) if any(row[1] == "running" for row in rows) else Counter()
         groups: dict[str, list[Any]] = {}
         for row in rows:
             groups.setdefault(row[0], []).append(row)
         return [
             StudyState(
                 study,
-                {row[1]: row[2] for row in own},
+                _parted({row[1]: row[2] for row in own}, dead[study]),
                 min((row[3] for row in own if row[3] is not None), default=None),
                 max((row[4] for row in own if row[4] is not None), default=None),
             )
             for study, own in sorted(groups.items())
         ]
+
+    def _interrupted(self, db: sa.Connection) -> Counter[str]:
+        """The number of started runs that no process trains, by study."""
+        runs = schema.runs.c
+        query = (
+            sa.select(schema.study_runs.c.study, runs.id, runs.status, *self._columns(schema.runs, "folder", "owner"))
+            .join(schema.runs, runs.id == schema.study_runs.c.run)
+            .where(runs.status == "running")
+        )
+        return Counter(row.study for row in db.execute(query) if not self._lives(row))
 
     def work(self, study: str) -> dict[str, float]:
         """The FLOPs of a study's runs, summed by status; empty for an older store."""
@@ -461,6 +473,12 @@ class Reader(Lineage, Predictions, Rates):
         if isinstance(self.database, ReadOnlyDatabase):
             return self.database.columns_of(table, *names)
         return [table.c[name] for name in names]
+
+
+def _parted(states: dict[str, int], dead: int) -> dict[str, int]:
+    """The states with ``dead`` of the running ones as ``interrupted``."""
+    parted = {**states, "running": states.get("running", 0) - dead, "interrupted": dead}
+    return {status: count for status, count in parted.items() if count}
 
 
 def _facts(content: Any) -> dict[str, Any]:
