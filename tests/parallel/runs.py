@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from armillary.corpus import Batch
-from armillary.model import Transformer, mixtures, set_batch_weight
+from armillary.model import Transformer, add_adapters, mixtures, set_batch_weight
 from armillary.optim import LocalOptimizer, build_optimizer
 from armillary.parallel import Program
 from armillary.recipe import Layout, MixturePhase, ModelShape, OptimizerSpec, RunSpec
@@ -112,6 +112,8 @@ def alone(spec: RunSpec) -> Course:
 def _alone(spec_json: str) -> Course:
     spec = RunSpec.model_validate_json(spec_json)
     model = Transformer(spec.model)
+    if spec.adapter is not None:
+        add_adapters(model, spec.adapter)
     model.init_weights(spec.seed, spec.optimizer)
     optimizer = build_optimizer(model, spec)
     course = Course([], [], {}, [])
@@ -158,7 +160,7 @@ def spread(spec: RunSpec, layout: Layout) -> Course:
     for step, batch in enumerate(steps):
         course.losses.append(program.gradients(Batch(batch)).item())
         if step == 0:
-            course.gradients = {name: whole(p.grad) for name, p in program.named_parameters()}
+            course.gradients = {name: whole(p.grad) for name, p in program.named_parameters() if p.requires_grad}
         course.norms.append(program.clip(spec.optimizer.grad_clip).item())
         optimizer.step(spec.lr(step))
         program.balance()

@@ -2,7 +2,17 @@
 
 from armillary.model.blocks import Attention, FeedForward, LatentAttention, ReLU2FeedForward
 from armillary.model.logits import logits_of, write_logits
-from armillary.model.lora import adapter_state, add_adapters, draw_adapters, export_adapter, merged_state
+from armillary.model.lora import (
+    adapter_state,
+    adapter_values,
+    adapters,
+    add_adapters,
+    draw_adapters,
+    export_adapter,
+    is_adapter,
+    merged_state,
+    run_roles,
+)
 from armillary.model.moe import MixtureOfExperts, balance_experts, dispatch, grouped_swiglu, mixtures, set_batch_weight
 from armillary.model.native import compiled, keep_freed_memory, kernels, prefer_large_pages
 from armillary.model.operators import (
@@ -58,6 +68,8 @@ __all__ = [
     "TokenError",
     "Transformer",
     "adapter_state",
+    "adapter_values",
+    "adapters",
     "add_adapters",
     "answer_sums",
     "balance_experts",
@@ -75,6 +87,7 @@ __all__ = [
     "gguf_metadata",
     "grouped_swiglu",
     "import_hf",
+    "is_adapter",
     "is_telechat2",
     "keep_freed_memory",
     "kernels",
@@ -97,6 +110,7 @@ __all__ = [
     "reduce_logits",
     "replace_folder",
     "rotary_tables",
+    "run_roles",
     "save_tensors",
     "save_weights",
     "set_batch_weight",

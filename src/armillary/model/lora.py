@@ -7,18 +7,20 @@ Hu et al. 2021, arXiv 2106.09685. The model's parameters keep their names and ar
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name the field uses)
 from torch import Tensor, nn
 
 from armillary.model.roles import Role
-from armillary.model.transformer import Transformer
+from armillary.model.transformer import Transformer, model_roles
 from armillary.model.weights.files import replace_folder, save_tensors
 from armillary.model.weights.huggingface import names_there
 from armillary.recipe import Lora, ModelShape, UsageError
@@ -65,15 +67,18 @@ def add_adapters(model: Transformer, lora: Lora) -> None:
         if name in lora.targets and isinstance(child, nn.Linear)
     ]
     missing = set(lora.targets) - {name for _, name, _ in found}
-    if missing:
+    if missing and model.part.begins and model.part.ends:  # a stage of a pipeline may lack some
         raise UsageError(
             f"adapter.targets: no matrix of this model's layers is named {', '.join(sorted(missing))}; leave it out"
         )
     for parent, name, child in found:
         setattr(parent, name, LoraLinear(child, lora))
     for matrix, _ in adapters(model):
-        # adapters of a split matrix would need splitting too; this is not supported, so they train on one device only
-        model.roles |= {f"{matrix}.{part}": Role("whole") for part in ("lora_a", "lora_b")}
+        # B is split by rows like its matrix, or A by columns. The other one is whole: each rank uses it for its own
+        # rows or columns, so its gradient is summed over the ranks.
+        cut = model.roles[f"{matrix}.weight"].cut
+        model.roles[f"{matrix}.lora_a"] = Role("columns" if cut == "columns" else "whole")
+        model.roles[f"{matrix}.lora_b"] = Role("rows" if cut == "rows" else "whole")
 
 
 def adapters(model: Transformer) -> list[tuple[str, LoraLinear]]:
@@ -83,13 +88,34 @@ def adapters(model: Transformer) -> list[tuple[str, LoraLinear]]:
 
 @torch.no_grad()
 def draw_adapters(model: Transformer, seed: int) -> None:
-    """Draw each ``lora_a`` from ``seed`` and its name, uniformly as peft does (Kaiming, a = sqrt(5)); B is 0."""
-    for name, module in adapters(model):
-        digest = hashlib.sha256(f"{seed} {name}.lora_a".encode()).digest()
+    """Draw the values of all adapters of ``model`` (``adapter_values``)."""
+    for name, value in adapter_state(model).items():
+        value.copy_(adapter_values(name, tuple(value.shape), seed))
+
+
+def adapter_values(name: str, size: tuple[int, ...], seed: int) -> Tensor:
+    """The initial values of the whole tensor ``name`` of an adapter, fp32 on the CPU.
+
+    A [rank, in] is drawn from ``seed`` and its name, uniformly as peft does (Kaiming, a = sqrt(5)); B is 0.
+    """
+    values = torch.zeros(size, device="cpu")
+    if name.endswith(".lora_a"):
+        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
         source = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        bound = 1 / math.sqrt(module.in_features)
-        module.lora_a.copy_(torch.empty(module.lora_a.shape).uniform_(-bound, bound, generator=source))
-        module.lora_b.zero_()
+        bound = 1 / math.sqrt(size[1])
+        values.uniform_(-bound, bound, generator=source)
+    return values
+
+
+@functools.lru_cache(maxsize=64)
+def run_roles(shape: ModelShape, lora: Lora | None) -> Mapping[str, Role]:
+    """The role of each parameter of a whole model of ``shape`` with its adapters, by name in the order of the model."""
+    if lora is None:
+        return model_roles(shape)
+    with torch.device("meta"):
+        model = Transformer(shape)
+        add_adapters(model, lora)
+    return MappingProxyType(model.roles)
 
 
 def merged_state(model: Transformer) -> dict[str, Tensor]:
@@ -103,7 +129,12 @@ def merged_state(model: Transformer) -> dict[str, Tensor]:
 
 def adapter_state(model: Transformer) -> dict[str, Tensor]:
     """The trained part of the model: the adapters, under our names."""
-    return {name: value for name, value in model.state_dict().items() if name.endswith((".lora_a", ".lora_b"))}
+    return {name: value for name, value in model.state_dict().items() if is_adapter(name)}
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a tensor of a model belongs to an adapter."""
+    return name.endswith((".lora_a", ".lora_b"))
 
 
 def export_adapter(shape: ModelShape, lora: Lora, state: Mapping[str, Tensor], folder: Path, base: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from armillary.model import Role, Transformer, model_roles, width_factors
+from armillary.model import Role, Transformer, run_roles, width_factors
 from armillary.optim import adamw
 from armillary.optim.registry import find_kind
 from armillary.recipe import RunSpec
@@ -33,7 +33,8 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 class LocalOptimizer:
     """The optimizer of ``spec`` over this rank's part of each of the parameters ``named`` (name, parameter).
 
-    ``roles`` gives the role of each parameter by name, by default those of the model of ``spec``.
+    ``roles`` gives the role of each parameter by name, by default those of the model of ``spec`` with its adapters.
+    Frozen parameters are left out.
 
     ``local`` holds this rank's part of every parameter and ``state`` the optimizer's tensors, both by name. Both exist
     from the beginning: a checkpoint writes them, and a resume reads into them in place. AdamW has ``step`` (no
@@ -44,12 +45,12 @@ class LocalOptimizer:
     def __init__(
         self, named: Iterable[tuple[str, nn.Parameter]], spec: RunSpec, roles: Mapping[str, Role] | None = None
     ) -> None:
-        self._parameters = dict(named)
+        self._parameters = {name: parameter for name, parameter in named if parameter.requires_grad}
         self.local: dict[str, Tensor] = {
             name: p.to_local().detach() if isinstance(p, DTensor) else p for name, p in self._parameters.items()
         }
         sharded = {self.local[name]: p for name, p in self._parameters.items() if isinstance(p, DTensor)}
-        self._optimizer = _build(self.local, sharded, spec, roles or model_roles(spec.model))
+        self._optimizer = _build(self.local, sharded, spec, roles or run_roles(spec.model, spec.adapter))
         initial_state = find_kind(spec.optimizer.kind).initial_state
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:

@@ -203,7 +203,7 @@ def rehearse(
             units = [module for module in part.modules() if isinstance(module, FSDPModule)]
             for unit in units:
                 unit.unshard()
-            for parameter in part.parameters():
+            for parameter in filter(lambda p: p.requires_grad, part.parameters()):
                 parameter.register_post_accumulate_grad_hook(mode.gradient)
             for unit in units:
                 unit.reshard()
@@ -213,7 +213,7 @@ def rehearse(
         tokens = torch.zeros((1, 1), dtype=torch.int64).expand(spec.batch_sequences, spec.context_length + 1)
         program.gradients(Batch(tokens))
         program.clip(spec.optimizer.grad_clip)
-        gradients = sum(size(local(parameter.grad)) for _, parameter in program.named_parameters())
+        gradients = sum(size(local(p.grad)) for _, p in program.named_parameters() if p.requires_grad)
         mode.phase = OPTIMIZER
         optimizer.step(spec.lr(first_step))
     parameters = [local(parameter) for _, parameter in program.named_parameters()]

@@ -80,7 +80,7 @@ class DealtExperts(nn.Module):
         for name, parameter in experts.named_parameters():
             own = parameter.chunk(grid.layout.ep)[grid.rank("ep")].detach()
             dealt = DTensor.from_local(own, grid.mesh["ep"], [Shard(0)], run_check=False)
-            self.register_parameter(name, nn.Parameter(dealt))
+            self.register_parameter(name, nn.Parameter(dealt, requires_grad=parameter.requires_grad))
 
     def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
         """As ``grouped_swiglu``."""

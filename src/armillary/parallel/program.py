@@ -2,7 +2,8 @@
 
 The order of construction matters:
 
-1. *Pipeline* splits the model into stages. The rank builds only its own stages, on the ``meta`` device.
+1. *Pipeline* splits the model into stages. The rank builds only its own stages, on the ``meta`` device. A stage gets
+   its adapters, which later steps treat as any other parameters; the rest of it is frozen.
 2. *Tensor* splits matrices. It is first, because later steps work on this rank's part of a matrix.
 3. *Expert* keeps this rank's experts and exchanges tokens with the ranks that hold the others.
 4. *Context* replaces the model's attention with its own.
@@ -34,6 +35,7 @@ from torch.nn.utils import get_total_norm
 from armillary.corpus import Batch
 from armillary.model import (
     PairTargets,
+    add_adapters,
     check_tokens,
     document_starts,
     kernels,
@@ -108,6 +110,9 @@ class Program:
         self.count = layout.microbatch_count(spec)
         with torch.device("meta"):
             self.parts = build_stages(spec, layout, self.grid.rank("pp"))
+            for part in self.parts:
+                if spec.adapter is not None:
+                    add_adapters(part, spec.adapter)
         self.partial: list[nn.Parameter] = []
         self.compiles = layout.compile and (device.type != "cpu" or kernels(torch.float32) is None)  # in the first step
         for part in self.parts:

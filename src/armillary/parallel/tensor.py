@@ -55,7 +55,7 @@ def shard_tensors(model: Transformer, grid: Grid) -> None:
                     f"({parameter.shape[dim]}) must be a multiple of tp ({grid.layout.tp})"
                 )
             cut = distribute_tensor(parameter, grid.mesh["tp"], [Shard(dim)])
-            module.register_parameter(name, nn.Parameter(cut))
+            module.register_parameter(name, nn.Parameter(cut, requires_grad=parameter.requires_grad))
     if model.embedding is not None:
         model.embedding.forward = partial(_embed, model.embedding, grid)  # type: ignore[method-assign]
     for layer in cast(Iterable[Layer], model.layers.values()):
@@ -76,7 +76,7 @@ def shard_tensors(model: Transformer, grid: Grid) -> None:
 def partial_gradients(model: Transformer, grid: Grid) -> list[nn.Parameter]:
     """The parameters that are whole on every ``tp`` rank but whose gradients are computed only in part on each."""
     cuts = ("whole", "once", "stream") if grid.layout.sequence_parallel else ("whole", "once")
-    return [p for name, p in model.named_parameters() if model.roles[name].cut in cuts]
+    return [p for name, p in model.named_parameters() if p.requires_grad and model.roles[name].cut in cuts]
 
 
 def _compute_own_part(block: nn.Module, grid: Grid, parts: bool) -> None:

@@ -204,8 +204,11 @@ class Layout(Document):
                 self.check(later)
             except UsageError as error:
                 raise UsageError(f"lengths: from step {start} on: {error}") from error
-        if spec.adapter is not None:
-            raise UsageError("adapter: trains on one device only; leave the layout out, or train all weights")
+        if spec.adapter is not None and self.pp > 1 and not all(self.stage_layers(spec.model.n_layers)):
+            raise UsageError(
+                "adapter: each stage of the pipeline must have layers, since only their adapters are trained; change "
+                "layers_per_stage"
+            )
         shape, count = spec.model, self.microbatch_count(spec)
         if count % spec.accumulation:
             raise UsageError(f"microbatches ({count}) must be a multiple of the run's accumulation {spec.accumulation}")

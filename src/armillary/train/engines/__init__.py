@@ -1,8 +1,8 @@
 """Engines take the steps of a run: one engine per file."""
 
-from armillary.train.engines.engine import Engine, autocast, outline, parts, peak_memory_gib, validate
+from armillary.train.engines.engine import ADAPTER, Engine, autocast, outline, parts, peak_memory_gib, validate
 from armillary.train.engines.parallel import ParallelEngine
-from armillary.train.engines.single import ADAPTER, SingleDeviceEngine, loss_sums, train_step
+from armillary.train.engines.single import SingleDeviceEngine, loss_sums, train_step
 from armillary.train.engines.stack import Stack
 
 __all__ = [

@@ -25,6 +25,7 @@ from armillary.model import (
 from armillary.recipe import RunSpec
 from armillary.train.checkpoint import CheckpointReader, Piece, PieceReader
 
+ADAPTER = "adapter.safetensors"  # file of the adapter in the folder of its run
 VALIDATION_BATCH = 64  # windows per batch; fixed, because it affects rounding
 
 
@@ -70,7 +71,7 @@ class Engine(Protocol):
         """Read weights and optimizer state from a checkpoint."""
 
     def save_weights(self, path: Path) -> None:
-        """Write the weights of the whole model as one safetensors file."""
+        """Write the weights of the whole model as one safetensors file, with an adapter merged and in a second file."""
 
     def check_copies(self) -> str | None:
         """A description of differing copies of the same values on several ranks; None if all agree."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -12,11 +12,13 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from armillary.corpus import Batch
+from armillary.model import adapter_values, adapters, is_adapter
 from armillary.optim import LocalOptimizer
 from armillary.parallel import Program
 from armillary.recipe import DIMENSIONS, Layout, RunSpec
 from armillary.resilience import Judge
 from armillary.train.checkpoint import AsyncSaver, CheckpointReader, Piece, PieceReader, whole
+from armillary.train.engines.engine import ADAPTER, outline
 from armillary.train.errors import BadStepError
 
 # The mesh dimensions that ``parallel`` has flattened into one.
@@ -38,11 +40,13 @@ class ParallelEngine:
         self.notice = notice  # called after a repaired fault: finished steps, fault, repair
         self.spec, self.layout, self.device, self.saver = spec, layout, device, saver
         self.described = {"ranks": layout.ranks, "layout": layout.model_dump(mode="json", exclude_defaults=True)}
+        outline(spec)  # a stage of a pipeline cannot see that no matrix has the name of a target
         self.program = Program(spec, layout, device)
         self.compiles = self.program.compiles
         self.optimizer = LocalOptimizer(self.program.named_parameters(), spec)
         # The memory of the weights is never reallocated; the optimizer also relies on this, since it works in place.
         weights = {name: tensor for part in self.program.parts for name, tensor in part.state_dict().items()}
+        self._tensors = weights
         self._weights = {name: _piece(tensor) for name, tensor in weights.items()}
         self._own = self._owned(weights)
 
@@ -77,7 +81,9 @@ class ParallelEngine:
         if self.layout.dp_replicate == 1:
             return None
         states = [value for state in self.optimizer.state.values() for value in state.values()]
-        own = torch.stack([checksum(tensor) for tensor in (*self.optimizer.local.values(), *states)])
+        named = self.program.named_parameters()
+        frozen = [self._weights[name].values for name, parameter in named if not parameter.requires_grad]
+        own = torch.stack([checksum(tensor) for tensor in (*self.optimizer.local.values(), *frozen, *states)])
         ends = torch.cat((own, -own))
         dist.all_reduce(ends, dist.ReduceOp.MAX, group=self.program.grid.group("dp_replicate"))
         most, least = ends.chunk(2)
@@ -111,9 +117,13 @@ class ParallelEngine:
         self.program.init_weights()
 
     def load_weights(self, reader: PieceReader) -> None:
-        """Read this rank's part of each weight; the optimizer keeps its initial state."""
+        """Read this rank's part of each weight, and draw adapters; the optimizer keeps its initial state."""
         for name, piece in self._weights.items():
-            piece.values.copy_(reader.read(name, tuple(piece.values.shape), piece.offset))
+            if is_adapter(name):
+                drawn = adapter_values(name, piece.size, self.spec.seed)
+                piece.values.copy_(drawn[within(piece)])
+            else:
+                piece.values.copy_(reader.read(name, tuple(piece.values.shape), piece.offset))
 
     def load(self, reader: CheckpointReader) -> None:
         """Read this rank's part of the weights and optimizer state from a checkpoint."""
@@ -134,8 +144,29 @@ class ParallelEngine:
                 yield f"{name}/{key}", value, piece.offset if like else (0,) * value.ndim
 
     def save_weights(self, path: Path) -> None:
-        """Write the weights of the whole model as one safetensors file."""
-        self.saver.save_weights({n: p for n, p in self.pieces().items() if n in self._weights}, path)
+        """Write the weights with merged adapters as one safetensors file, and the adapters beside it as ``ADAPTER``."""
+        own = {name: piece for name, piece in self.pieces().items() if name in self._weights}
+        if self.spec.adapter is not None:
+            added = {name: piece for name, piece in own.items() if is_adapter(name)}
+            self.saver.save_weights(added, path.with_name(ADAPTER))
+            own = {name: piece for name, piece in own.items() if name not in added} | self._merged(own)
+        self.saver.save_weights(own, path)
+
+    @torch.no_grad()
+    def _merged(self, own: Mapping[str, Piece]) -> dict[str, Piece]:
+        """Of the pieces ``own`` those of adapted matrices, with their part of the adapter's product added.
+
+        All ranks must call this: the adapters are gathered, one matrix at a time.
+        """
+        merged = {}
+        for part in self.program.parts:
+            for matrix, module in adapters(part):
+                a, b = (full(self._tensors[f"{matrix}.{name}"]) for name in ("lora_a", "lora_b"))
+                if (piece := own.get(f"{matrix}.weight")) is not None:
+                    rows, columns = within(piece)
+                    values = piece.values + module.factor * (b[rows] @ a[:, columns])
+                    merged[f"{matrix}.weight"] = Piece(values, piece.size, piece.offset)
+        return merged
 
     def _owned(self, weights: dict[str, Tensor]) -> set[str]:
         """The weights of which this rank writes its part: the ranks that hold copies of it divide the bytes."""
@@ -161,6 +192,17 @@ class ParallelEngine:
                 size = self.program.grid.size(name)
                 number, copies = number * size + self.program.grid.rank(name), copies * size
         return number, copies
+
+
+def within(piece: Piece) -> tuple[slice, ...]:
+    """The place of a piece in its whole tensor."""
+    return tuple(slice(o, o + n) for o, n in zip(piece.offset, piece.values.shape, strict=True))
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor, on every rank that holds a part of it."""
+    whole_tensor: Tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return whole_tensor
 
 
 def checksum(tensor: Tensor) -> Tensor:

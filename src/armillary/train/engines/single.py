@@ -29,10 +29,8 @@ from armillary.model import (
 from armillary.optim import build_optimizer, set_lr
 from armillary.recipe import Preference, RunSpec, measures
 from armillary.train.checkpoint import CheckpointReader, Piece, PieceReader, whole
-from armillary.train.engines.engine import autocast, outline, parts
+from armillary.train.engines.engine import ADAPTER, autocast, outline, parts
 from armillary.train.writing import writing
-
-ADAPTER = "adapter.safetensors"  # file of the adapter in the folder of its run
 
 
 class SingleDeviceEngine:
