@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from armillary.model import import_hf
+from armillary.model import Transformer, import_hf
 from armillary.post.dpo import DpoOptions, prefer, render_pair
 from armillary.post.formats import AnswerPair, read_pairs, write_pairs
 from armillary.post.template import open_renderer
@@ -62,6 +62,26 @@ def test_a_model_learns_to_prefer_and_its_reference_is_its_start(
     gains = [0.2 * (a - b) for a, b in zip(after, before, strict=True)]
     margins = [chosen - rejected for chosen, rejected in zip(gains[::2], gains[1::2], strict=True)]
     assert sum(margins) / len(margins) == pytest.approx(preferred.after.margin, abs=1e-3)
+
+
+def test_a_model_whose_packed_pairs_have_another_loss_is_refused(
+    tiny_hf: Path, files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = Transformer.features
+    seen: list[bool] = []
+
+    def leaking(model: Any, x: Any, positions: Any = None, starts: Any = None, weights: Any = None) -> Any:
+        """Attention over all of a packed sequence, from the third one on."""
+        seen.append(starts is not None)
+        return features(model, x, positions, None if sum(seen) > 2 else starts, weights)
+
+    monkeypatch.setattr(Transformer, "features", leaking)
+    options = replace(OPTIONS, batch_pairs=1)
+    with pytest.raises(UsageError, match=r"batch 3, sequence 1, pair \d+, rejected: its loss is .* a difference of "):
+        prefer(tiny_hf, files[0], tmp_path / "out", options)
+    assert not (tmp_path / "out" / "run").exists()
+    monkeypatch.setattr(Transformer, "features", features)
+    assert prefer(tiny_hf, files[0], tmp_path / "out", options).model.is_dir()
 
 
 def test_few_pairs_make_many_small_steps(tiny_hf: Path, files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Loss and gradients of packed conversations are those of TRL's SFTTrainer on the same batch."""
+"""The loss of packed conversations and all gradients are those of TRL's SFTTrainer on the same batch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 
 from armillary.corpus import Example, SupervisedOrder, write_examples, write_vocabulary
 from armillary.model import import_hf, set_batch_weight
+from armillary.model.weights.huggingface import names_there
 from armillary.post.formats import Conversation
 from armillary.post.template import open_renderer
 
@@ -23,13 +24,6 @@ TEXTS = [
     ("Add two numbers.", "def add(x, y):\n    return x + y"),
     ("Why?", "浑仪，古代观测天体位置的仪器。", "So?", "So.", "Then?", "One, two, three and four: 12 * 3 = 36."),
 ]
-
-PARTS = {
-    "attention.q": "self_attn.q_proj",
-    "attention.out": "self_attn.o_proj",
-    "attention_norm": "input_layernorm",
-    "feed_forward.down": "mlp.down_proj",
-}
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen3"])
@@ -88,11 +82,10 @@ def test_the_packed_loss_and_its_gradients_are_those_of_trl(folder: Path, tmp_pa
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
 
     wanted = {name: p.grad for name, p in theirs.named_parameters()}
-    found = dict(ours.named_parameters())
-    names = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
-    for name, theirs_name in names.items():
-        assert torch.allclose(found[name].grad, wanted[theirs_name], atol=1e-5)
-    for layer in range(2):
-        for part, there in PARTS.items():
-            mine = found[f"layers.{layer}.{part}.weight"].grad
-            assert torch.allclose(mine, wanted[f"model.layers.{layer}.{there}.weight"], atol=1e-5), (layer, part)
+    found = {name: p.grad for name, p in ours.named_parameters()}
+    names = names_there(ours.shape)
+    assert set(names) == set(found) and set(names.values()) == set(wanted)
+    for name, gradient in found.items():
+        expected_gradient = wanted[names[name]]
+        assert torch.allclose(gradient, expected_gradient, atol=1e-5, rtol=1e-5), name
+        assert float(expected_gradient.abs().max()) > 1e-4, name  # equal zeros would show nothing

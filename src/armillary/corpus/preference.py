@@ -91,6 +91,17 @@ class PreferenceOrder:
         pairs = float(self._counts[drawn].sum())
         return Batch(tokens, weights, documents, reference, weight=pairs, answers=(chosen, rejected))
 
+    def samples(self, step: int) -> list[list[str]]:
+        """The answers in each sequence of the batch of ``step``, in the order of the numbers in ``Batch.documents``.
+
+        An answer is named by its side and the place of its pair in the set, counted from 1.
+        """
+        drawn = self._packing.drawn(step, self.batch_sequences)
+        return [
+            [f"pair {index + 1}, {side}" for index in self._rows[row].tolist() for side in ("chosen", "rejected")]
+            for row in drawn
+        ]
+
     def weight(self, step: int) -> float:
         """Pairs in the batch of ``step``."""
         return float(self._counts[self._packing.drawn(step, self.batch_sequences)].sum())

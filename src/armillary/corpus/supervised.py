@@ -64,6 +64,14 @@ class SupervisedOrder:
             documents[row, at:] = len(self._rows[drawn])
         return Batch(tokens, weights, documents, weight=self.weight(step))
 
+    def samples(self, step: int) -> list[list[str]]:
+        """The examples in each sequence of the batch of ``step``, in the order of the numbers in ``Batch.documents``.
+
+        An example is named by its place in the set, counted from 1.
+        """
+        drawn = self._packing.drawn(step, self.batch_sequences)
+        return [[f"example {index + 1}" for index in self._rows[row].tolist()] for row in drawn]
+
     def weight(self, step: int) -> float:
         """Sum of the weights of the batch of ``step``."""
         return float(self._weights[self._packing.drawn(step, self.batch_sequences)].sum())

@@ -4,7 +4,7 @@
 - a conversation that the chat template changes, or that contains special tokens (``Renderer.render``);
 - a token outside the model's vocabulary;
 - a conversation that is too long, unless the options allow to cut or drop it; such conversations are counted;
-- a packed sequence whose loss is not the sum of the losses of its single conversations.
+- a packed conversation, or a packed answer of a pair, whose loss is not its loss alone.
 """
 
 from __future__ import annotations
@@ -13,13 +13,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from armillary.corpus import Batch, SupervisedOrder
+import torch
+from torch import Tensor
+
+from armillary.corpus import Batch, PreferenceOrder, SupervisedOrder
+from armillary.model import Transformer, document_starts, without_ignored
 from armillary.post.formats import Conversation
 from armillary.post.template import ChangedTurnsError, Rendered, Renderer
 from armillary.recipe import UsageError
 
 TooLong = Literal["refuse", "cut", "drop"]
 _MOST_PROBLEMS = 10
+_BATCHES = 3  # compared packed and alone
 _TOLERANCE = 2e-4  # packed and single losses differ by rounding of sums
 
 
@@ -156,35 +161,46 @@ def check_rendered(rendered: Rendered, end: int, vocab_size: int) -> None:
         raise UsageError(f"{where}: its last token is not in the loss; end it with the assistant's turn")
 
 
-def check_packing(model: Any, order: SupervisedOrder, step: int = 0, most_tokens: int = 4096) -> int:
-    """Compare the loss of a step's packed sequences with the sum of the losses of their single conversations.
+def check_packing(model: Transformer, order: SupervisedOrder | PreferenceOrder, most_tokens: int = 4096) -> int:
+    """Compare the loss of each sample in the packed sequences of the first batches with its loss alone.
 
-    ``model`` is a ``Transformer`` on the CPU. Sequences are compared until they hold ``most_tokens``. Returns the
-    number of compared conversations.
+    A sample is a conversation, or an answer of a pair behind its prompt: the loss of a pair depends on the model only
+    through the losses of its two answers. Up to three batches are compared, of each at least one sequence, and
+    ``most_tokens`` in all. Returns the number of compared samples.
 
     Raises:
-        UsageError: they differ: attention crosses conversations, or positions do not restart.
+        UsageError: they differ: attention crosses samples, or positions do not restart. Names the batch, the sample and
+            both losses.
     """
-    import torch
-
-    batch: Batch[Any] = order.batch(step).map(torch.from_numpy)
-    assert batch.weights is not None and batch.documents is not None
+    batches = min(_BATCHES, -(-order.sequences // order.batch_sequences))
+    rows = max(1, min(most_tokens // (batches * order.context_length), order.batch_sequences))
     compared = 0
-    with torch.no_grad():
-        for row in range(max(1, min(len(batch.tokens), most_tokens // order.context_length))):
-            tokens, weights, documents = batch.tokens[row], batch.weights[row], batch.documents[row]
-            packed = model.loss(tokens[None], 0.0, weights[None], documents[None])[1].item()
-            alone = 0.0
-            for number in documents.unique().tolist():
-                places = (documents == number).nonzero()[:, 0]
-                first, last = int(places[0]), int(places[-1])
-                if weights[first : last + 1].any():
-                    part = tokens[first : last + 2]
-                    alone += model.loss(part[None], 0.0, weights[first : last + 1][None])[1].item()
-                    compared += 1
-            if abs(packed - alone) > _TOLERANCE * max(1.0, abs(alone)):
-                raise UsageError(
-                    f"sequence {row} of step {step}: its loss is {packed:.6f} nats packed and {alone:.6f} as the "
-                    "sum of its conversations alone; this model does not isolate packed conversations"
-                )
+    for step in range(batches):
+        batch: Batch[Any] = order.batch(step).map(torch.from_numpy)
+        for row, names in enumerate(order.samples(step)[:rows]):
+            sequence = batch.map(lambda x, row=row: x[row : row + 1].to(model.output_weight.device))  # type: ignore[misc]
+            for number, packed, alone in _losses(model, sequence):
+                compared += 1
+                if abs(packed - alone) > _TOLERANCE * max(1.0, abs(alone)):
+                    raise UsageError(
+                        f"batch {step + 1}, sequence {row + 1}, {names[number]}: its loss is {packed:.6f} nats packed "
+                        f"and {alone:.6f} alone, a difference of {packed - alone:+.6f}; this model does not isolate "
+                        "packed samples, so it cannot be trained here"
+                    )
     return compared
+
+
+@torch.no_grad()
+def _losses(model: Transformer, sequence: Batch[Tensor]) -> Iterator[tuple[int, float, float]]:
+    """The number of each document of a packed ``sequence`` with trained tokens, its loss there and its loss alone."""
+    weights, documents = sequence.weights, sequence.documents
+    assert weights is not None and documents is not None
+    tokens = without_ignored(sequence.tokens, weights)
+    features = model.features(tokens[:, :-1], None, document_starts(documents), weights)
+    for number in sorted(set(documents[weights > 0].tolist())):
+        own = weights.masked_fill(documents != number, 0.0)
+        _, packed = model.criterion(features, model.output_weight, tokens[:, 1:], 0.0, own)
+        places = (documents[0] == number).nonzero()[:, 0]
+        first, last = int(places[0]), int(places[-1]) + 1
+        _, alone = model.loss(tokens[:, first : last + 1], 0.0, weights[:, first:last])
+        yield number, packed.item(), alone.item()

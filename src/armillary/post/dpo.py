@@ -7,7 +7,8 @@ the tokens of the pairs. The folder is laid out like that of a fine-tuning, with
     OUT/corpus/HASH/        the tokenizer, and the pairs as tokens, weights and reference
     OUT/record.json         settings, counts, and how often the chosen answer of a held-out pair is the likelier one
 
-Before the first step, both conversations of each pair pass the checks of a fine-tuning (`check`).
+Before the first step, both conversations of each pair pass the checks of a fine-tuning (`check`), and packed answers
+are compared with single ones.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from armillary.corpus import Corpus, Example, Pair, Pairs, PreferenceOrder, open
 from armillary.evaluate import Interval, mean_interval
 from armillary.model import Transformer, import_hf, load_weights, read_shape, save_weights
 from armillary.post.chat_model import Tuned, export_tuned, longest_context
-from armillary.post.check import check_rendered
+from armillary.post.check import check_packing, check_rendered
 from armillary.post.formats import AnswerPair, Conversation, read_pairs
 from armillary.post.plan import Steps, TuningOptions, fast_precision, run_of
 from armillary.post.template import Rendered, Renderer, open_renderer
@@ -324,6 +325,8 @@ class _Preparation:
         pairs, counts = written(data, "data")
         spec, sequences = plan_for(shape, corpus, pairs, self.options)
         spec = RunSpec(**{**dict(spec), "start": start, "adapter": self.options.lora})
+        if not (self.out / "run").exists():
+            check_packing(reference(), PreferenceOrder.of(spec, corpus))
         end = str(self.renderer.text.tokenizer.id_to_token(self.renderer.end))
         return DpoPlan(spec, counts, self.renderer.template, end, sequences), corpus, held
 

@@ -34,17 +34,31 @@ def gym_item(name: str, seed: int) -> Item | None:
     return Item(messages, answer, check, "logic", f"{PREFIX}{name}", 0, "en")
 
 
-@functools.cache
-def _generator(name: str) -> Any:
+def data_sets() -> tuple[str, ...]:
+    """The names of all data sets that make questions without further settings.
+
+    Raises:
+        UsageError: reasoning-gym is not installed.
+    """
+    return tuple(sorted(_registered().keys() - {"composite"}))
+
+
+def _registered() -> Any:
     try:
-        import reasoning_gym
         from reasoning_gym.factory import DATASETS
     except ImportError:
         raise UsageError(
             "reasoning-gym is not installed: pip install 'armillary[teach]', or pip install reasoning-gym"
         ) from None
-    if name not in DATASETS:
-        raise UsageError(f"reasoning-gym has no data set {name!r}; known are {', '.join(sorted(DATASETS))}")
+    return DATASETS
+
+
+@functools.cache
+def _generator(name: str) -> Any:
+    known = _registered()
+    if name not in known:
+        raise UsageError(f"reasoning-gym has no data set {name!r}; known are {', '.join(sorted(known))}")
+    import reasoning_gym
 
     def draw(seed: int) -> Any:
         # Some data sets also draw from the global generator.

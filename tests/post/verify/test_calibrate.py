@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 
 from armillary.generate import Message
 from armillary.post import Item, read_items, to_line
-from armillary.post.verify import calibrate, labelled_cases, share_interval, verify, verify_file
+from armillary.post.verify import calibrate, labelled_cases, rule_names, share_interval, verify, verify_file
+from armillary.post.verify.form_cases import rule_cases
+from armillary.post.verify.gym_cases import gym_cases
 from armillary.post.verify.registry import judge_task
 from armillary.recipe import UsageError
 
@@ -18,7 +21,8 @@ def test_error_rates_on_labelled_replies() -> None:
     """Without code and formulas, which need subprocesses; the slow test covers them."""
     cases = [case for case in labelled_cases(4) if case.kind not in ("code", "formula")]
     wrongly = [case for case in cases if (judge_task(case.task, case.reply).outcome == "right") != case.right]
-    assert len(cases) > 1500 and {case.kind for case in cases} == {"math", "text", "list", "choice"}
+    assert len(cases) > 1500 and {case.kind for case in cases} == {"math", "text", "list", "choice", "rules", "all"}
+    assert {case.mutation.partition(":")[0] for case in cases if case.kind == "rules"} == set(rule_names())
     assert [case for case in wrongly if not case.right] == [], "a wrong reply is accepted"
     assert len([case for case in wrongly if case.right]) <= 2, wrongly
 
@@ -26,11 +30,32 @@ def test_error_rates_on_labelled_replies() -> None:
 @pytest.mark.slow
 def test_the_whole_calibration() -> None:
     found = calibrate(10)
-    assert {rates.kind for rates in found.kinds} == {"math", "text", "list", "choice", "code", "formula"}
+    kinds = {"math", "text", "list", "choice", "code", "formula", "rules", "all", "gym"} - set(found.missing)
+    assert {rates.kind for rates in found.kinds} == kinds
     for rates in found.kinds:
-        assert rates.false_accepts == 0, found.errors
+        assert rates.kind == "gym" or rates.false_accepts == 0, found.errors
         assert rates.reject_rate is not None and rates.reject_rate.value < 0.1, rates
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["kinds"][0]["false_accept"]["count"] == 0
+
+
+GYM = ("chain_sum", "game_of_life_halting", "puzzle24", "coin_flip", "sentence_reordering", "sudoku", "spell_backward")
+
+
+@pytest.mark.slow
+def test_scorers_of_reasoning_gym_that_accept_wrong_answers_or_reject_known_ones() -> None:
+    pytest.importorskip("reasoning_gym", reason="needs the extra teach")
+    cases = list(gym_cases(2, names=(*GYM, "rearc")))
+    wrongly = [case for case in cases if (judge_task(case.task, case.reply).outcome == "right") != case.right]
+    assert len(cases) > 100 and wrongly == []
+
+
+def test_without_reasoning_gym_its_kind_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("armillary.post.verify.calibrate")  # the package has a function of this name
+    monkeypatch.setattr(module, "gym_installed", lambda: False)
+    monkeypatch.setattr(module, "labelled_cases", lambda n, seed: rule_cases(1))
+    found = calibrate(1)
+    assert found.missing == ("gym",) and [rates.kind for rates in found.kinds] == ["rules"]
+    assert found.to_json()["missing"] == ["gym"]
 
 
 def test_wilsons_interval() -> None:

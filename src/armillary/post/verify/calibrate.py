@@ -23,7 +23,10 @@ from armillary.evaluate import Interval
 from armillary.post.items import Item
 from armillary.post.problems import LANGUAGES, LEVELS, family_names, family_of
 from armillary.post.problems.wording import written
+from armillary.post.verify.cases import Case
 from armillary.post.verify.choices import names_no_element
+from armillary.post.verify.form_cases import rule_cases, several_cases
+from armillary.post.verify.gym_cases import gym_cases, gym_installed
 from armillary.post.verify.numbers import read_quantity
 from armillary.post.verify.registry import Task, judge_task
 from armillary.post.verify.shares import share_interval
@@ -54,6 +57,7 @@ _NOT_GIVEN = {
         ("bounded", "The answer is at least {}."),
         ("between", "The answer is between {} and {}."),
         ("taken back", "The answer is {}. Wait, that is wrong. The answer is {wrong}."),
+        ("withdrawn", "The answer is {}. No, that is wrong. I do not know."),
     ),
     "zh": (
         ("mentioned", "题目里好像提到了{}这个数。\n我不会做这道题。"),
@@ -63,6 +67,7 @@ _NOT_GIVEN = {
         ("bounded", "答案至少是{}。"),
         ("between", "答案在{}和{}之间。"),
         ("taken back", "答案是{}。等等，算错了。答案是{wrong}。"),
+        ("withdrawn", "答案是{}。不对，算错了。我不知道。"),
     ),
 }
 # Frames with an unannounced answer, or with more text than the answer.
@@ -117,17 +122,6 @@ _SMALLER = {
 
 
 @dataclass(frozen=True)
-class Case:
-    """A reply with a known verdict: ``right`` says whether it must be accepted; ``mutation`` names the change."""
-
-    kind: str
-    mutation: str
-    right: bool
-    task: Task
-    reply: str
-
-
-@dataclass(frozen=True)
 class Rates:
     """Error rates over cases of one kind: false rejects of right replies, false accepts of wrong ones."""
 
@@ -160,11 +154,15 @@ class Rates:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Rates by kind and by mutation, and up to three wrongly judged cases of each mutation."""
+    """Rates by kind and by mutation, and up to three wrongly judged cases of each mutation.
+
+    ``missing`` are the kinds without rates, because a library is not installed.
+    """
 
     kinds: tuple[Rates, ...]
     mutations: tuple[Rates, ...]
     errors: tuple[Case, ...]
+    missing: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The calibration as plain data."""
@@ -182,20 +180,24 @@ class Calibration:
                 }
                 for case in self.errors
             ],
+            "missing": list(self.missing),
         }
 
 
 def calibrate(
     n: int = 40, seed: int = 0, progress: Callable[[int, int, str], None] = lambda done, total, note: None
 ) -> Calibration:
-    """Judge all labelled cases: those of ``n`` answers per family, and those of the table of formulas.
+    """Judge all labelled cases: ``n`` answers per family, ``n`` rounds of forms, and the table of formulas.
 
-    Programs run in the sandbox, about a tenth of a second per case, so a code family gets only a tenth of ``n``.
+    Programs run in the sandbox, about a tenth of a second per case, so a code family gets only a tenth of ``n``, and so
+    does each of the hundred data sets of reasoning-gym. Without reasoning-gym, the kind ``gym`` is missing.
 
     Raises:
         ArmillaryError: there is no sandbox, or math-verify cannot be started.
     """
     cases = list(labelled_cases(n, seed))
+    if gym_installed():
+        cases += gym_cases(max(1, n // 10), seed)
     accepted = []
     for place, case in enumerate(cases, 1):
         accepted.append(judge_task(case.task, case.reply).outcome == "right")
@@ -216,6 +218,7 @@ def calibrate(
             for kind, mutation in mutations
         ),
         _examples([case for case, taken in judged if taken != case.right]),
+        () if gym_installed() else ("gym",),
     )
 
 
@@ -231,7 +234,7 @@ def _examples(errors: list[Case]) -> tuple[Case, ...]:
 
 
 def labelled_cases(n: int, seed: int = 0) -> Iterator[Case]:
-    """Yield the cases, which are the same for the same ``n`` and ``seed``."""
+    """Yield the cases of all kinds but ``gym``, which are the same for the same ``n`` and ``seed``."""
     for name in family_names():
         family = family_of(name)
         for number in range(max(1, n // 10) if family.domain == "code" else n):
@@ -239,7 +242,12 @@ def labelled_cases(n: int, seed: int = 0) -> Iterator[Case]:
             language = LANGUAGES[number % len(LANGUAGES)]
             level = 1 + number // 2 % LEVELS
             item = family.item(family.make(rng, level, language), level, language)
-            yield from _CASES[(item.check or {})["kind"]](item, rng)
+            cases = list(_CASES[(item.check or {})["kind"]](item, rng))
+            yield from cases
+            if family.domain != "code":
+                replies = (next(case.reply for case in cases if case.right is label) for label in (True, False))
+                yield from several_cases(item, rng, *replies)
+    yield from rule_cases(n, seed)
     for gold, equal, other in _FORMULAS:
         task = Task({"kind": "math"}, gold, "en")
         for right, formulas in ((True, equal), (False, other)):

@@ -28,6 +28,11 @@ _NOT_GIVEN = re.compile(
     r"|也许|可能|大概是|不知道|无法确定|不确定",
     re.IGNORECASE,
 )
+# Behind the last announced answer.
+_TAKEN_BACK = re.compile(
+    r"\bwait\b|\b(?:that|this) (?:is|was) (?:wrong|incorrect|a mistake)\b|等等[，,。]|等一下|算错了|不对[，,。！]",
+    re.IGNORECASE,
+)
 _ALTERNATIVE = re.compile(r"\bor\b|\beither\b|或者|或|还是", re.IGNORECASE)
 # Reasons follow these words, with numbers and names that are not the answer.
 _REASON = re.compile(r"[,，\s]*(?:\b(?:because|since)\b|因为|由于)", re.IGNORECASE)
@@ -49,6 +54,8 @@ def final_answer(reply: str) -> str | None:
     found = max(_boxed(reply), _announced(reply), key=lambda one: one[0])
     if found[0] >= 0:
         phrase = found[1]
+        if _TAKEN_BACK.search(reply, found[0] + len(phrase)):
+            return None
     elif len(reply) <= _BARE and "\n" not in reply and len(_sentences(reply)) == 1:
         phrase = _CONCLUSION.sub("", reply)
     else:
@@ -61,6 +68,12 @@ def final_answer(reply: str) -> str | None:
         phrase = _CONCLUSION.sub("", last)
     phrase = _REASON.split(phrase, maxsplit=1)[0].strip().strip("*_` \t").strip()
     return None if not phrase or len(phrase) > _LONGEST or _NOT_GIVEN.search(phrase) else phrase
+
+
+def announced_rest(reply: str) -> str | None:
+    """The text behind the last "the answer is", up to the end of the reply; None without an announcement."""
+    *_, last = [None, *_ANCHOR.finditer(reply)]
+    return None if last is None else reply[last.end() :].strip().strip("*`").strip()
 
 
 def gives_two(phrase: str) -> bool:

@@ -19,15 +19,17 @@ from typing import Any
 from armillary.post.verify.registry import Task, Verdict, judge_task, register_verifier
 from armillary.recipe import UsageError
 
-_WORDS = re.compile(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+(?:['’-][^\W_\u3400-\u9fff]+)*")
-_SENTENCES = re.compile(r"[^.!?。！？\n]*[^\s.!?。！？][^.!?。！？\n]*[.!?。！？]*")
-_BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)、])\s+\S", re.MULTILINE)
+_WORDS = re.compile(r"[\u3400-\u9fff]|\d+(?:[.,]\d+)+|[^\W_\u3400-\u9fff]+(?:['’-][^\W_\u3400-\u9fff]+)*")
+# The points of decimals and common abbreviations end no sentence.
+_NO_END = re.compile(r"(?<=\d)\.(?=\d)|\b(?:Mr|Mrs|Ms|Dr|Prof|vs|e\.g|i\.e)\.")
+_SENTENCES = re.compile(r"[^.!?。！？\n]*\w[^.!?。！？\n]*[.!?。！？]*")
+_BULLET = re.compile(r"^\s*(?:[-*•]\s+|\d+[.)]\s+|\d+、\s*|\d+\.(?=[\u3400-\u9fff]))\S", re.MULTILINE)
 _FENCE = re.compile(r"\A```(?:json)?\s*\n(.*)\n```\Z", re.DOTALL)
 
 _COUNTS: dict[str, Callable[[str], int]] = {
     "words": lambda reply: len(_WORDS.findall(reply)),
     "characters": lambda reply: len("".join(reply.split())),
-    "sentences": lambda reply: len(_SENTENCES.findall(reply)),
+    "sentences": lambda reply: len(_SENTENCES.findall(_NO_END.sub("", reply))),
     "paragraphs": lambda reply: len([part for part in re.split(r"\n\s*\n", reply) if part.strip()]),
     "lines": lambda reply: len([line for line in reply.splitlines() if line.strip()]),
     "bullets": lambda reply: len(_BULLET.findall(reply)),
@@ -133,7 +135,7 @@ _RULES: dict[str, tuple[dict[str, type], Callable[[str, Mapping[str, Any]], bool
         {"word": str, "count": int},
         lambda reply, given: bool(_occurrences(reply, given["word"]) >= given["count"]),
     ),
-    "starts": ({"text": str}, lambda reply, given: reply.startswith(given["text"])),
+    "starts": ({"text": str}, lambda reply, given: reply.lstrip("\"'“‘* ").startswith(given["text"])),
     "ends": ({"text": str}, lambda reply, given: reply.rstrip("\"'”’* ").endswith(given["text"])),
     "json": ({}, lambda reply, given: isinstance(_json(reply), dict | list)),
     "json_keys": (
@@ -144,7 +146,7 @@ _RULES: dict[str, tuple[dict[str, type], Callable[[str, Mapping[str, Any]], bool
     "upper_case": ({}, lambda reply, given: bool(_letters(reply)) and reply == reply.upper()),
     "lower_case": ({}, lambda reply, given: bool(_letters(reply)) and reply == reply.lower()),
     "title": ({}, lambda reply, given: bool(re.search(r"<<[^<>\n]+>>|《[^《》\n]+》", reply))),
-    "quoted": ({}, lambda reply, given: bool(re.fullmatch(r"\".+\"|“.+”", reply, re.DOTALL))),
+    "quoted": ({}, lambda reply, given: bool(re.fullmatch(r"\"[^\"]+\"|“[^“”]+”", reply))),
     "chinese": ({}, lambda reply, given: _chinese_share(reply) > 0.5),
     "english": ({}, lambda reply, given: bool(_letters(reply)) and _chinese_share(reply) == 0),
 }

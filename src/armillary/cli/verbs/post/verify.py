@@ -81,6 +81,8 @@ def _calibrate(n: int, seed: int, as_json: bool) -> None:
             for rates in found.kinds
         ],
     )
+    for kind in found.missing:
+        out.print(f"{kind}: not measured, because reasoning-gym is not installed: pip install 'armillary[teach]'")
     for case in found.errors:
         judged = "rejected" if case.right else "accepted"
         out.print(
