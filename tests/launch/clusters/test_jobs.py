@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import stat
+import subprocess
 import sys
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from armillary.launch.clusters.attempts import (
 from armillary.launch.clusters.cluster import FINAL, Host, UnreachableError
 from armillary.launch.clusters.crashes import CRASH, LostRankError, culprits, record_crash
 from armillary.launch.clusters.jobs import _unique
+from armillary.launch.clusters.kubernetes import Kubernetes, KubernetesProfile
+from armillary.launch.clusters.ray import Ray, RayProfile
 from armillary.launch.clusters.records import records_folder
 from armillary.launch.clusters.supervise import Supervisor
 from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError, load_training, write_sealed
@@ -403,7 +406,11 @@ def test_records_that_vanish_while_they_are_listed_are_left_out(tmp_path, monkey
 
 def test_the_list_of_kubectl_is_read(wanted, stand_in):
     request = wanted("kubernetes")
-    profile(request, "kubernetes.yaml", f"image: i\nvolumes: {{{request.file.parents[1]}: shared}}\n")
+    profile(
+        request,
+        "kubernetes.yaml",
+        f"image: i\ncontext: c\nnamespace: n\nvolumes: {{{request.file.parents[1]}: shared}}\n",
+    )
     stand_in("kubectl", '{"items": []}')
     name = submit(prepare(request)).job
     assert list_jobs(read_jobs()[0])[0][0].state == "lost"
@@ -430,7 +437,11 @@ def test_the_list_of_kubectl_is_read(wanted, stand_in):
 
 def test_kubectl_ends_pods_at_once_and_leaves_no_service_of_a_refused_job(wanted, stand_in):
     request = wanted("kubernetes")
-    profile(request, "kubernetes.yaml", f"image: i\nvolumes: {{{request.file.parents[1]}: shared}}\n")
+    profile(
+        request,
+        "kubernetes.yaml",
+        f"image: i\ncontext: c\nnamespace: n\nvolumes: {{{request.file.parents[1]}: shared}}\n",
+    )
     arguments = stand_in("kubectl", '{"items": []}', "quota exceeded", 1)
     with pytest.raises(ArmillaryError, match="quota exceeded"):
         submit(prepare(request))
@@ -547,3 +558,128 @@ def test_a_log_is_followed_in_pieces_and_ends_with_the_job(wanted, stand_in, mon
         file.write("浑".encode()[2:] + b"one\n")
     print_log(job, True, write)
     assert "".join(said) == "浑one\ntwo\n"
+
+
+def test_a_character_in_two_pieces_of_a_log_is_whole(wanted, stand_in, monkeypatch):
+    stand_in("sbatch", "17\n")
+    stand_in("squeue")
+    job = find_job(submit(prepare(wanted())).job)
+    log, said, left = job.task.place / "log.txt", [], ["天仪".encode()[2:] + b"\xe4"]
+    stand_in("squeue", f"17|{job.task.name}|RUNNING|None|n1|1\n")
+    log.write_bytes("天仪".encode()[:2])
+
+    def write(text):
+        said.append(text)
+        if left:
+            with log.open("ab") as file:
+                file.write(left.pop())
+        elif not read_record(job.task.place, "end.json"):
+            write_record(job.task.place, "end.json", state="done", exit=0, why="")
+
+    monkeypatch.setattr(jobs_module, "_LOOK_S", 0.01)
+    print_log(job, True, write)
+    assert "".join(said) == "天仪\ufffd"  # only what the log itself cuts is replaced
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [("failed", "is failed: no progress"), ("cancelled", "is cancelled: no progress"), (None, "is lost")],
+)
+def test_a_followed_log_states_an_end_that_is_no_success(wanted, stand_in, monkeypatch, call, end, said):
+    monkeypatch.setattr(jobs_module, "_LOOK_S", 0.01)
+    stand_in("sbatch", "17\n")
+    stand_in("squeue")
+    job = find_job(submit(prepare(wanted())).job)
+    (job.task.place / "log.txt").write_text("step 1\n")
+    if end is not None:
+        write_record(job.task.place, "end.json", state=end, exit=1, why="no progress")
+    code, out, err = call("logs", job.task.name, "--follow")
+    assert code == 1 and out == "step 1\n" and f"job {job.task.name} {said}" in err
+    assert call("logs", job.task.name)[0] == 0
+
+
+def test_a_foreign_job_whose_name_has_the_separator(wanted, stand_in):
+    stand_in("sbatch", "17\n")
+    squeue = stand_in("squeue")
+    name = submit(prepare(wanted())).job
+    (squeue.parent / "squeue").write_text(  # as squeue, it lists only the names that it was given
+        "#!/bin/sh\ncase \"$*\" in *--name=*) ;; *) echo '9|a|b|RUNNING|None|n1|1'; echo '8|a'; echo 'b|c' ;; esac\n"
+        f"case \"$*\" in *{name}*) echo '17|{name}|RUNNING|None|n1|1' ;; esac\n"
+    )
+    (state,), problems = list_jobs([find_job(name)])
+    assert problems == [] and (state.state, state.native) == ("running", "17")
+
+
+def test_a_job_that_was_submitted_again_has_its_new_id(wanted, stand_in, call):
+    stand_in("sbatch", "17\n")
+    stand_in("squeue")
+    name = submit(prepare(wanted())).job
+    stand_in("squeue", f"17|{name}|NODE_FAIL|None|n1|1\n18|{name}|RUNNING|None|n2|1\n")
+    assert find_job("18").task.name == name  # before any other command has seen the new id
+    code, out, _ = call("jobs", "--json")
+    assert code == 0 and json.loads(out)[0]["native"] == "18"
+    assert call("cancel", "18")[0] == 0
+    stand_in("squeue")
+    assert find_job("18").native == "18"
+
+
+def test_clusters_that_cannot_exclude_nodes_do_not_claim_it(wanted, call):
+    for on in ("local", "ray"):
+        request = wanted(on, folder=on)
+        old = request.folder / "jobs" / "old"
+        for number in (1, 2):
+            write_record(old, f"attempt-{number}.json", nodes=["n1"], progress=[0, 0])
+            write_record(old, f"attempt-{number}-end.json", ending="failed", blamed=["n1"])
+        assert prepare(request).excluded == ()
+        assert prepare(Submission(request.document, request.file, request.folder, "slurm")).excluded == ("n1",)
+        job = prepare(request)
+        jobs_module.plan(job.task, on, job.profile, ())
+        write_record(job.task.place, "end.json", state="done", exit=0, why="")
+    assert all(row["excluded"] == [] for row in json.loads(call("jobs", "--json")[1]))
+
+
+def test_the_place_of_a_job_is_fixed_when_it_is_submitted(wanted, stand_in, monkeypatch):
+    request = wanted("kubernetes")
+    profile(request, "kubernetes.yaml", f"image: i\nvolumes: {{{request.file.parents[1]}: shared}}\n")
+    arguments = stand_in("kubectl")
+    (arguments.parent / "kubectl").write_text(
+        f'#!/bin/sh\necho "$*" >> "{arguments}"\n'
+        'case "$*" in *current-context*) echo big ;; *view*) echo team ;; *) echo \'{"items": []}\' ;; esac\n'
+    )
+    submit(prepare(request))
+    sent = arguments.read_text().splitlines()
+    assert any(line.startswith("--context=big --namespace=team create") for line in sent)
+    (job,), _ = read_jobs()
+    assert (job.profile["context"], job.profile["namespace"]) == ("big", "team")
+    stand_in("kubectl", "", "error: current-context is not set", 1)  # in a pod
+    kept = prepare(request).profile
+    assert KubernetesProfile.model_validate(kept.model_dump()) == Kubernetes(kept).resolved()
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "http://head:8265/")
+    assert Ray(RayProfile()).resolved().address == "http://head:8265"
+
+
+@pytest.mark.parametrize(
+    ("setup", "failed"),
+    [
+        (["f() { false; return 3; }", "f cuda"], "f cuda failed with exit code 3"),
+        (["nosuchcommand 'a b'"], "nosuchcommand 'a b' failed with exit code 127"),
+        (["false || true", "if false; then", "exit 9", "fi", ". ./sourced.sh"], None),
+    ],
+)
+def test_a_setup_that_fails_ends_the_job_with_its_line(wanted, stand_in, tmp_path, setup, failed):
+    """The script in bash, with a stand-in for the interpreter."""
+    stand_in("interpreter")
+    (tmp_path / "sourced.sh").write_text("false\ntrue\n")
+    request = wanted()
+    profile(request, "slurm.yaml", yaml.safe_dump({"setup": setup, "python": "interpreter"}))
+    job = prepare(request)
+    (tmp_path / "job.sbatch").write_text(job.job.text)
+    done = subprocess.run(["bash", "job.sbatch"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    words = (tmp_path / "bin" / "interpreter.arguments").read_text().splitlines()
+    assert words[:3] == ["-m", "armillary.launch.clusters.supervise", "slurm"]
+    if failed is None:
+        assert words[-1] != "exit 2" and "error setup" not in done.stderr
+    else:
+        assert (
+            words[-3:] == ["sh", "-c", "exit 2"] and f"error setup: {failed}" in done.stderr
+        )  # exit code of wrong usage

@@ -79,6 +79,15 @@ class Cluster(ABC):
     def __init__(self, profile: Any) -> None:
         self.profile = profile
 
+    def resolved(self) -> ClusterProfile:
+        """The profile with the values that the environment would otherwise give later.
+
+        Raises:
+            UsageError: a command of the cluster is missing, or a value is wrong.
+        """
+        profile: ClusterProfile = self.profile
+        return profile
+
     @abstractmethod
     def job_file(self, task: Task, excluded: Sequence[str]) -> JobFile:
         """The job file of ``task``, which leaves out the ``excluded`` nodes.
@@ -138,8 +147,16 @@ class Host:
         """Variables for the command of the job called ``name``."""
         return {}
 
+    def excludable(self, native: str, nodes: Sequence[str]) -> tuple[str, ...]:
+        """Those of ``nodes`` that the job may still use, and that ``restart`` can leave out.
+
+        Raises:
+            ArmillaryError: the cluster does not answer.
+        """
+        return ()
+
     def restart(self, place: Path, native: str, excluded: Sequence[str]) -> bool:
-        """Give the job back to the cluster for a restart, without the ``excluded`` nodes if there are any new ones.
+        """Give the job back to the cluster for a restart, without the ``excluded`` nodes.
 
         Returns:
             False if the cluster does not restart jobs, so that the supervisor runs the command again.
@@ -152,11 +169,15 @@ class Host:
 
 @dataclass(frozen=True)
 class ClusterKind:
-    """A kind of cluster: the type of its profiles, the function that opens it with one, and its view from inside."""
+    """A kind of cluster: the type of its profiles, the function that opens it with one, and its view from inside.
+
+    ``excludes`` is whether its job files can leave out nodes.
+    """
 
     profile: type[ClusterProfile]
     open: Callable[[Any], Cluster]
     host: Host = field(default_factory=Host)
+    excludes: bool = True
 
 
 _KINDS: dict[str, ClusterKind] = {}

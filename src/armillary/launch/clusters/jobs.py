@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import re
 import subprocess
@@ -111,7 +112,7 @@ def prepare(wanted: Submission) -> Prepared:
             ranks = total // nodes
         wanted.document.layout_of(nodes * ranks)
     task = Task(_unique(wanted.document.name), wanted.file, wanted.folder, nodes, ranks)
-    excluded = excluded_nodes(history(wanted.folder))
+    excluded = excluded_nodes(history(wanted.folder)) if found.excludes else ()
     return Prepared(task, kind, profile, found.open(profile).job_file(task, excluded), excluded)
 
 
@@ -122,7 +123,7 @@ def submit(prepared: Prepared) -> JobState:
         UsageError: an earlier job still runs, or may; or a command of the cluster is missing.
         ArmillaryError: the cluster refused.
     """
-    task, cluster = prepared.task, find_cluster(prepared.kind).open(prepared.profile)
+    task, kind = prepared.task, find_cluster(prepared.kind)
     with exclusive(records_folder() / ".lock", "submits a job"):
         known, unreadable = read_jobs()
         for job in known:
@@ -137,11 +138,13 @@ def submit(prepared: Prepared) -> JobState:
                     f"job {name} of {task.folder} may still run, because its record cannot be read ({problem}); if the "
                     f"cluster no longer has it, move {records_folder() / name} away"
                 )
+        cluster = kind.open(kind.open(prepared.profile).resolved())
+        sent = cluster.job_file(task, prepared.excluded)
         task.place.mkdir(parents=True)
-        write_file(task.place / prepared.job.name, prepared.job.text.encode())
-        plan(task, prepared.kind, prepared.profile, prepared.excluded)
+        write_file(task.place / sent.name, sent.text.encode())
+        plan(task, prepared.kind, cluster.profile, prepared.excluded)
         try:
-            native = cluster.submit(task, prepared.job)
+            native = cluster.submit(task, sent)
         except UnreachableError as error:  # it may have arrived
             raise UnreachableError(
                 f"{error}; `armillary jobs` shows in {_ARRIVES_S:.0f} s whether {prepared.kind} has job {task.name}"
@@ -174,7 +177,8 @@ def _refusal(state: JobState) -> str:
 def list_jobs(jobs: Sequence[Job]) -> tuple[list[JobState], list[str]]:
     """The state of each job, and a line for each cluster that does not answer.
 
-    A job whose submission is not recorded but that its cluster has is recorded now.
+    The cluster's id of a job is recorded now if it was not, or has changed because the supervisor submitted the job
+    again.
     """
     seen: dict[str, Seen] = {}
     silent: dict[str, str] = {}
@@ -192,7 +196,7 @@ def list_jobs(jobs: Sequence[Job]) -> tuple[list[JobState], list[str]]:
     states = []
     for known in jobs:
         job, name = known, known.task.name
-        if name in seen and job.native is None and job.refused is None:
+        if name in seen and job.native != seen[name].native and job.refused is None:
             _record_submitted(job.task, seen[name].native)
             job = replace(job, native=seen[name].native)
         states.append(_state(job, seen.get(name), silent.get(name)))
@@ -241,9 +245,16 @@ def _state(job: Job, seen: Seen | None, silent: str | None) -> JobState:
         state, note = "not submitted", "killed before the submission; `armillary submit` with the same file submits it"
     return JobState(
         job.task.name, state, job.kind, since, ",".join(nodes), len(attempts), code,
-        excluded_nodes(history(job.task.folder)), " ".join(note.split()), job.native or (seen.native if seen else None),
-        str(job.task.file), str(job.task.folder),
+        _excluded(job), " ".join(note.split()), job.native, str(job.task.file), str(job.task.folder),
     )  # fmt: skip
+
+
+def _excluded(job: Job) -> tuple[str, ...]:
+    """The nodes that the next job of the same results leaves out."""
+    with contextlib.suppress(UsageError):  # a kind that this version lacks
+        if find_cluster(job.kind).excludes:
+            return excluded_nodes(history(job.task.folder))
+    return ()
 
 
 def _changed(place: Path, planned_s: float) -> float:
@@ -262,6 +273,8 @@ def _changed(place: Path, planned_s: float) -> float:
 def find_job(name: str) -> Job:
     """The job called ``name``, or the only one whose name begins so or that has this id on its cluster.
 
+    The clusters are queried only if no record has this name or id.
+
     Raises:
         UsageError: there is none, or there are several.
         DamagedFileError, ForeignFileError: its record cannot be read.
@@ -269,6 +282,7 @@ def find_job(name: str) -> Job:
     jobs, unreadable = read_jobs()
     names = [job.task.name for job in jobs if name in (job.task.name, job.native)]
     names = names or [found for found in (*(job.task.name for job in jobs), *unreadable) if found.startswith(name)]
+    names = names or [state.job for state in list_jobs(jobs)[0] if state.native == name]
     if len(names) == 1:
         return read_job(names[0])
     if not names:
@@ -302,13 +316,22 @@ def print_log(job: Job, follow: bool, write: Callable[[str], None]) -> None:
 
     Raises:
         UsageError: there is no log yet, or a command of the cluster is missing.
-        ArmillaryError: the cluster refused.
+        ArmillaryError: the cluster refused, or the followed job has ended and is not done.
     """
     command = job.cluster().log_command(job.task, follow)
     if command is None:
         for text in _lines(job, follow):
             write(text)
-        return
+    else:
+        _print_by(command)
+    if follow:
+        (state,), _ = list_jobs([job])
+        if state.state not in (*_ACTIVE, "done"):
+            raise ArmillaryError(f"job {state.job} is {state.state}" + (f": {state.note}" if state.note else ""))
+
+
+def _print_by(command: Sequence[str]) -> None:
+    """Run a cluster's command that prints a log on standard output."""
     try:
         code = subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
     except FileNotFoundError as error:
@@ -323,6 +346,7 @@ def _lines(job: Job, follow: bool) -> Iterator[str]:
         (state,), _ = list_jobs([job])
         raise UsageError(f"{path}: there is no log yet; job {state.job} is {state.state}. --follow waits for it")
     place, looked, active = 0, time.monotonic(), True
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")  # a character may lie in two pieces
     while True:
         new = b""
         if path.exists():
@@ -331,9 +355,10 @@ def _lines(job: Job, follow: bool) -> Iterator[str]:
                 new = file.read(1 << 20)
         if new:
             place += len(new)
-            yield new.decode(errors="replace")
+            yield decoder.decode(new)
             continue
         if not follow or not active:
+            yield decoder.decode(b"", final=True)
             return
         if time.monotonic() - looked > 4 * _LOOK_S or read_end(job.task.place) is not None:
             looked = time.monotonic()

@@ -60,7 +60,7 @@ class KubernetesProfile(ClusterProfile):
 
     python: Line | None = "python"
     image: Word
-    context: Word | None = None
+    context: Line | None = None
     namespace: Word | None = None
     queue: Word | None = None
     volumes: dict[Word, Word] = Field(min_length=1)
@@ -79,6 +79,22 @@ class Kubernetes(Cluster):
     """A cluster that kubectl reaches."""
 
     profile: KubernetesProfile
+
+    def resolved(self) -> KubernetesProfile:
+        """The profile with kubectl's current context and its namespace, which another command may change later."""
+        profile = self.profile
+        try:
+            if profile.context is None:
+                context = call(["kubectl", "config", "current-context"]).strip()
+                profile = profile.model_copy(update={"context": context})
+            if profile.namespace is None:
+                view = ["config", "view", "--minify", f"--context={profile.context}", "--output=jsonpath={..namespace}"]
+                profile = profile.model_copy(update={"namespace": call(["kubectl", *view]).strip() or "default"})
+        except UsageError:
+            raise
+        except ArmillaryError:  # no kubeconfig, as in a pod, or one without a current context
+            return self.profile
+        return profile
 
     def job_file(self, task: Task, excluded: Sequence[str]) -> JobFile:
         """The objects as YAML."""

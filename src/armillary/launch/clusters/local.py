@@ -76,4 +76,4 @@ class Local(Cluster):
                 os.killpg(int(seen.native), signal.SIGKILL)
 
 
-register_cluster("local", ClusterKind(LocalProfile, Local))
+register_cluster("local", ClusterKind(LocalProfile, Local, excludes=False))

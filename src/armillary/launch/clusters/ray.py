@@ -28,7 +28,7 @@ from armillary.launch.clusters.cluster import (
     register_cluster,
 )
 from armillary.launch.clusters.commands import supervised, work
-from armillary.launch.clusters.profiles import ClusterProfile, Count, Word
+from armillary.launch.clusters.profiles import ClusterProfile, Count, Line
 from armillary.recipe import ArmillaryError, UsageError, without_passwords
 
 FILE = "job.json"
@@ -39,7 +39,7 @@ _STATES = {"PENDING": "pending", "RUNNING": "running"}
 class RayProfile(ClusterProfile):
     """A profile of Ray: ``clusters/ray.yaml``. ``address`` is the dashboard's (default: RAY_API_SERVER_ADDRESS)."""
 
-    address: Word | None = None
+    address: Line | None = None
     gpus: Count | None = None
     cpus: Count | None = None
 
@@ -48,6 +48,10 @@ class Ray(Cluster):
     """A Ray cluster behind its dashboard."""
 
     profile: RayProfile
+
+    def resolved(self) -> RayProfile:
+        """The profile with the address of the dashboard."""
+        return self.profile.model_copy(update={"address": self._address()})
 
     def job_file(self, task: Task, excluded: Sequence[str]) -> JobFile:
         """The request as JSON."""
@@ -165,4 +169,4 @@ def _token() -> str | None:
     return token or None
 
 
-register_cluster("ray", ClusterKind(RayProfile, Ray))
+register_cluster("ray", ClusterKind(RayProfile, Ray, excludes=False))

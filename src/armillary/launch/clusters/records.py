@@ -1,8 +1,9 @@
-"""The user's record of submitted jobs: a folder for each job, with sealed files that are written once.
+"""The user's record of submitted jobs: a folder for each job, with sealed files.
 
 ``planned.json`` is written before the submission, with the job's unique name. ``submitted.json`` follows with the
 cluster's id, or ``refused.json`` with its message. If the program is killed between the two, the job is found on the
-cluster by its name, and ``submitted.json`` is written then.
+cluster by its name, and ``submitted.json`` is written then. It is replaced when the supervisor has submitted the job
+again, so that the cluster reports another id.
 """
 
 from __future__ import annotations

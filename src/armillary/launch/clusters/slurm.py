@@ -146,7 +146,7 @@ class Slurm(Cluster):
             *(f"#SBATCH {flag}" for flag in flags),
             "unset SLURM_EXPORT_ENV",
             *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
-            *profile.setup,
+            *_setup(profile.setup, supervised("slurm", task, profile, ["sh", "-c", "exit 2"])),
             f"exec {shlex.join(supervised('slurm', task, profile, command))}",
         ]
         return JobFile(FILE, "\n".join(lines) + "\n", tuple(submission(task.place)))
@@ -161,14 +161,16 @@ class Slurm(Cluster):
         Raises:
             UnreachableError: squeue failed, or its output cannot be parsed.
         """
-        command = ["squeue", "--me", "--states=all", "--noheader", "--format=%i|%j|%T|%r|%N|%D"]
+        names = sorted({task.name for task in tasks})
+        # Only these names, since the name of another job may hold the separator.
+        wanted = ["--me", "--states=all", f"--name={','.join(names)}"]
+        command = ["squeue", *wanted, "--noheader", "--format=%i|%j|%T|%r|%N|%D"]
         try:
             lines = call(command).splitlines()
         except UsageError:
             raise
         except ArmillaryError as error:
             raise UnreachableError(str(error)) from error
-        names = {task.name for task in tasks}
         found: dict[str, Seen] = {}
         for line in lines:
             parts = line.strip().split("|")
@@ -191,6 +193,18 @@ class Slurm(Cluster):
         """Cancel a pending job, and a running one if ``now``; otherwise it stops by itself after a checkpoint."""
         if now or seen.state == "pending":
             call(["scancel", f"--name={task.name}", "--me"])
+
+
+def _setup(lines: Sequence[str], refused: Sequence[str]) -> list[str]:
+    """The commands of ``setup``: the first that fails ends the job, whose supervisor ``refused`` records that.
+
+    Commands inside a sourced file may fail, since only the result of the whole file counts.
+    """
+    if not lines:
+        return []
+    said = 'echo "error setup: $(sed -n "${LINENO}p" "$0") failed with exit code $code; see setup in the profile" >&2'
+    trap = f"code=$?; if [ ${{#BASH_SOURCE[@]}} -le 1 ]; then {said}; exec {shlex.join(refused)}; fi"
+    return [f"trap {shlex.quote(trap)} ERR", *lines, "trap - ERR"]
 
 
 def submission(place: Path, excluded: Sequence[str] = ()) -> list[str]:
@@ -232,6 +246,10 @@ class SlurmHost(Host):
         first = self.nodes()[0]
         return {"PET_RDZV_ENDPOINT": f"{_address(first)}:{rendezvous_port(name)}", FIRST: first}
 
+    def excludable(self, native: str, nodes: Sequence[str]) -> tuple[str, ...]:
+        """Those of ``nodes`` that the job does not exclude yet."""
+        return tuple(sorted(set(nodes) - set(_excluded(native)))) if nodes else ()
+
     def restart(self, place: Path, native: str, excluded: Sequence[str]) -> bool:
         """Requeue the job, or submit it again without the excluded nodes.
 
@@ -239,16 +257,24 @@ class SlurmHost(Host):
         It has the same name, and waits for the end of this job (``--dependency=singleton``).
         """
         if excluded:
-            listed = call(["scontrol", "show", "job", "--oneliner", native]).split()
-            before = next((word.removeprefix("ExcNodeList=") for word in listed if word.startswith("ExcNodeList=")), "")
-            kept = call(["scontrol", "show", "hostnames", before]).split() if before not in ("", "(null)") else []
-            submitted(submission(place, sorted({*kept, *excluded})), place)
+            submitted(submission(place, sorted({*_excluded(native), *excluded})), place)
             return True
         call(["scontrol", "requeue", native])
         end = time.monotonic() + _GONE_S
-        while time.monotonic() < end and not (place / CANCEL).exists():
+        while time.monotonic() < end:
+            if (place / CANCEL).exists():
+                return True
             time.sleep(1)  # until Slurm ends this process
-        return True
+        message = f"Slurm accepted the requeue of job {native} and did not end it within {_GONE_S:.0f} s"
+        print(f"{message}; it goes on in its allocation", flush=True)
+        return False
+
+
+def _excluded(native: str) -> list[str]:
+    """The nodes that a job excludes."""
+    listed = call(["scontrol", "show", "job", "--oneliner", native]).split()
+    nodes = next((word.removeprefix("ExcNodeList=") for word in listed if word.startswith("ExcNodeList=")), "")
+    return call(["scontrol", "show", "hostnames", nodes]).split() if nodes not in ("", "(null)") else []
 
 
 def _address(node: str) -> str:

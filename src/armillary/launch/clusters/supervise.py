@@ -7,6 +7,8 @@ folder is a cancellation by the user. All of them reach the command as SIGTERM, 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -35,12 +37,15 @@ from armillary.launch.clusters.cluster import FINAL, Host, node_name
 from armillary.launch.clusters.crashes import CRASH, culprits
 from armillary.launch.clusters.kinds import find_cluster
 from armillary.recipe import ArmillaryError, BusyError, counted, exclusive
-from armillary.resilience import NODE_FAILURES, Ending, excluded_nodes, may_restart
+from armillary.resilience import NODE_FAILURES, Attempt, Ending, excluded_nodes, may_restart
 
 _USAGE = 2  # exit code of wrong usage: a restart would end in the same way
 _PAUSE_S = 1.0
 _LOOK_S = 1.0
+_LAST_S = 30.0  # wait for the records of nodes that still shut down
+_ROOM_S = 60.0  # wait for room on a full disk
 _EARLIER_S = 60.0
+_LIBC, _PR_SET_PDEATHSIG = ctypes.CDLL(None), 1
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -53,6 +58,8 @@ class Supervisor:
         self.native = host.native()
         self.asked: int | None = None  # the first signal that requested a stop
         self.child: subprocess.Popen[bytes] | None = None
+        self.number = 0  # of the current attempt
+        self.unrecorded: list[Attempt] = []  # attempts whose records a full disk refused
 
     def supervise(self, command: Sequence[str]) -> int:
         """Run ``command`` until the job is done, has failed for good, or is given back; return the exit code."""
@@ -71,9 +78,8 @@ class Supervisor:
                 return self._end("failed", code, "see the lines above; a restart would end in the same way")
             if ending == "stopped" and self.asked != signal.SIGUSR1:
                 return code  # Slurm's own requeue starts the job again; a cancellation from outside does not
-            if ending == "failed" and not may_restart(
-                read_attempts(self.place), progress_of(self.results), self.max_restarts
-            ):
+            attempts = [*read_attempts(self.place), *self.unrecorded]
+            if ending == "failed" and not may_restart(attempts, progress_of(self.results), self.max_restarts):
                 many = counted(self.max_restarts, "restart")
                 return self._end("failed", code, f"no progress after {many}; see the lines above")
             try:
@@ -98,9 +104,10 @@ class Supervisor:
     def _attempt(self, command: Sequence[str], environment: dict[str, str]) -> tuple[Ending, int]:
         """Run one attempt, and record its start and end."""
         self._await_earlier()
-        number = max(attempt_numbers(self.place), default=0) + 1
-        nodes, progress = self.host.nodes(), list(progress_of(self.results))
-        write_record(self.place, f"attempt-{number}.json", nodes=list(nodes), progress=progress, native=self.native)
+        number = self.number = max([self.number, *attempt_numbers(self.place)]) + 1
+        nodes, progress = self.host.nodes(), progress_of(self.results)
+        fields = {"nodes": list(nodes), "progress": list(progress), "native": self.native}
+        recorded = self._write(f"attempt-{number}.json", **fields)
         self._say(f"attempt {number} begins on {', '.join(nodes)}")
         node = node_name()
         crash_file = str(self.place / crash_name(number, node))
@@ -116,14 +123,23 @@ class Supervisor:
         crash = ""
         if ending == "failed":
             alone = [NodeEnd(node, code, time.time(), read_crash(self.place, number, node))]
-            blamed, crash = culprits(nodes, node_ends(self.place, number) or (alone if len(nodes) == 1 else ()))
-        write_record(
-            self.place, f"attempt-{number}-end.json", ending=ending, exit=code, blamed=list(blamed), crash=crash
-        )
+            blamed, crash = culprits(nodes, self._ends(number) or (alone if len(nodes) == 1 else ()))
+        self._write(f"attempt-{number}-end.json", ending=ending, exit=code, blamed=list(blamed), crash=crash)
+        if not recorded:
+            self.unrecorded.append(Attempt(nodes, progress, ending, blamed, crash))
         why = f"; node {', '.join(blamed)} failed" if blamed else "; this is no fault of a node" if crash else ""
         why += f" ({crash})" if crash else ""
         self._say(f"attempt {number} {ending}, exit code {code}{why}")
         return ending, code
+
+    def _ends(self, number: int) -> list[NodeEnd]:
+        """How each node ended. On Kubernetes the other pods may still shut down when the work of this one has ended."""
+        end = time.monotonic() + _LAST_S
+        while True:
+            ends = node_ends(self.place, number)
+            if all(node.code is not None for node in ends) or time.monotonic() > end or self.asked or self.cancelled():
+                return ends
+            time.sleep(_LOOK_S)
 
     def _await_earlier(self) -> None:
         """Wait for processes of an earlier attempt, which write a checkpoint and end if their parent was killed."""
@@ -139,7 +155,11 @@ class Supervisor:
         if self.asked:
             return 128 + self.asked
         try:
-            self.child = child = subprocess.Popen(command, env={**os.environ, **environment})
+            self.child = child = subprocess.Popen(
+                command,
+                env={**os.environ, **environment},
+                preexec_fn=_stop_with_parent,  # noqa: PLW1509 - one system call, which takes no lock
+            )
         except OSError as error:
             self._say(f"{command[0]}: {error.strerror}; is it installed on this node?")
             return _USAGE
@@ -160,12 +180,10 @@ class Supervisor:
 
     def _given_back(self) -> bool:
         """Whether the cluster restarts the job; nodes that failed too often are left out."""
-        attempts = history(self.results)
-        excluded = excluded_nodes(attempts)
-        new = sorted(set(excluded) - set(excluded_nodes(attempts[:-1])))
+        new = self.host.excludable(self.native, excluded_nodes(history(self.results)))
         if new:
             self._say(f"{', '.join(new)} failed {NODE_FAILURES} times and will not be used again")
-        return self.host.restart(self.place, self.native, excluded if new else ())
+        return self.host.restart(self.place, self.native, new)
 
     def _diverged(self) -> bool:
         """Whether the run itself has diverged, which a restart would repeat."""
@@ -176,12 +194,29 @@ class Supervisor:
         return any(event.kind == "fault" and event.data.get("problem") == "diverged" for event in last)
 
     def _end(self, state: str, code: int, why: str) -> int:
-        write_record(self.place, END, state=state, exit=code, why=why)
+        end = time.monotonic() + _ROOM_S
+        while not self._write(END, state=state, exit=code, why=why) and time.monotonic() < end and not self.asked:
+            time.sleep(_LOOK_S)
         self._say(f"{state}: {why}")
         return FINAL if state == "failed" else code
 
+    def _write(self, name: str, **fields: object) -> bool:
+        """Whether the record was written: a full disk must not end the work."""
+        try:
+            write_record(self.place, name, **fields)
+        except OSError as error:
+            self._say(f"{name} could not be written: {error.strerror}")
+            return False
+        return True
+
     def _say(self, text: str) -> None:
-        print(f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] {self.place.name}: {text}", flush=True)
+        with contextlib.suppress(OSError):  # the log may be on a full disk too
+            print(f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] {self.place.name}: {text}", flush=True)
+
+
+def _stop_with_parent() -> None:
+    """Request SIGTERM for this process when its parent dies, so that no training goes on without a supervisor."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def main() -> None:
