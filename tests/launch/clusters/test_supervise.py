@@ -25,6 +25,7 @@ def fast(monkeypatch):
     monkeypatch.setattr(supervise_module, "_PAUSE_S", 0.0)
     monkeypatch.setattr(supervise_module, "_LOOK_S", 0.02)
     monkeypatch.setattr(supervise_module, "_LAST_S", 0.2)
+    monkeypatch.setattr(supervise_module, "_ROOM_S", 2.0)
 
 
 @pytest.fixture
