@@ -179,7 +179,7 @@ def make_plan(recipe: Recipe, **changes: Any) -> Plan:
 def along(lab: Lab) -> dict[str, Any]:
     """What every stage found, to the verdict, for a lab."""
     mixture = mixture_study(lab)
-    anneal = anneal_study(lab, mixture.found)
+    anneal = anneal_study(lab, mixture.found, mixture.annealing)
     found = found_recipe(mixture, anneal)
     ladder = ladder_study(lab, found.mixture, found.annealing)
     prediction = predict(lab, found, mixture, ladder)

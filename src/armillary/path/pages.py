@@ -191,7 +191,14 @@ class _Pages:
             curves.append(report.LrCurve(branch.annealing.shape, steps, [spec.lr(step) for step in steps]))
         return report.AnnealPart(
             branches=[
-                report.AnnealRow(b.annealing.share, b.annealing.shape, b.measured, b.annealing.sharpen, whole)
+                report.AnnealRow(
+                    b.annealing.share,
+                    b.annealing.shape,
+                    b.measured,
+                    b.annealing.sharpen,
+                    whole,
+                    bool(b.annealing.weights),
+                )
                 for b, whole in zip(found.branches, complete, strict=True)
             ],
             chosen=names.index(found.taken.name),
@@ -622,6 +629,23 @@ def _mixture_part(evidence: Evidence, found: MixtureOutcome) -> report.MixturePa
         )
         if found.rounds
         else None,
+        second=_two_phases(found),
+    )
+
+
+def _two_phases(found: MixtureOutcome) -> report.TwoPhases | None:
+    """The law's best candidate of two phases; None for one phase."""
+    best = found.candidates[0]
+    if found.flat is None or best.annealing is None:
+        return None
+    late = dict(best.annealing.weights) or best.weights
+    return report.TwoPhases(
+        rows=[
+            (name, (best.weights[name], *found.flat.stable[name]), (late[name], *found.flat.annealing[name]))
+            for name in found.training_domains
+        ],
+        share=(best.annealing.share, *found.flat.share),
+        error=found.flat.error,
     )
 
 

@@ -394,7 +394,7 @@ class Workspace:
             self.say(lines.mixture(evidence.mixture))
             if reach >= GOALS.index("anneal"):
                 with self._stage("anneal", lab.store):
-                    evidence.anneal = anneal_study(lab, evidence.mixture.found)
+                    evidence.anneal = anneal_study(lab, evidence.mixture.found, evidence.mixture.annealing)
                 evidence.found = found_recipe(evidence.mixture, evidence.anneal)
                 self.say(lines.anneal(evidence.anneal))
             if reach >= GOALS.index("lr") and self.recipe.study.lr is not None:

@@ -31,6 +31,8 @@ D = TypeVar("D", bound=Document)
 
 # Fewer runs do not determine a law of the learning rate.
 _LR_RUNS = 6
+# Nor a law of two phases.
+_PHASE_RUNS = 12
 # Limits closer together than this leave a single mixture.
 _ROOM = 1e-3
 
@@ -254,10 +256,11 @@ class MixtureStudy(Document):
     """Proxy runs over a design of mixtures; then ``candidates`` of the fitted law are run again with new seeds.
 
     The share ``reserve`` of the ``runs`` is trained after a first law: beyond the edge of the design if its optimum
-    lies there, else around the optimum.
+    lies there, else around the optimum. With two ``phases``, the design has a mixture for the stable phase, another for
+    the annealing, and the share of the decay.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("reserve",)
+    later: ClassVar[tuple[str, ...]] = ("reserve", "phases")
 
     depth: int = Field(default=2, ge=1)
     runs: int = Field(default=40, ge=8)
@@ -266,6 +269,16 @@ class MixtureStudy(Document):
     confirm_seeds: int = Field(default=3, ge=2)
     seed: Seed = 0
     reserve: float = Field(default=0.2, ge=0, le=0.5)
+    phases: Literal[1, 2] = 1
+
+    @model_validator(mode="after")
+    def _enough_for_two_phases(self) -> Self:
+        designed = self.runs - round(self.reserve * self.runs)
+        if self.phases == 2 and designed < _PHASE_RUNS:
+            raise FieldError(
+                f"2 need {_PHASE_RUNS} runs or more before the reserve, and {self.runs} runs leave {designed}", "phases"
+            )
+        return self
 
 
 class AnnealStudy(Document):

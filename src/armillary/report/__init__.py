@@ -52,6 +52,7 @@ from armillary.report.view import (
     TaughtGain,
     TaughtScore,
     TeachingPart,
+    TwoPhases,
     compared_row,
 )
 
@@ -104,6 +105,7 @@ __all__ = [
     "TaughtScore",
     "TeachingPage",
     "TeachingPart",
+    "TwoPhases",
     "compared_row",
     "diversity_page",
     "diversity_section",

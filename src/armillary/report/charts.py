@@ -188,7 +188,7 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
     """Learning rates of the branches if given, and the target loss by length, shape and mixture of the decay."""
     shapes = sorted({row.shape for row in part.branches})
     measured = [row for row in part.branches if row.losses]
-    powers = sorted({row.power for row in measured})
+    powers = sorted({(row.power, row.own) for row in measured})
     columns = 2 if len(powers) == 1 else 1
     names = len({(row.shape, row.power) for row in measured})
     top = max(46, 14 + 17 * math.ceil(names / columns))  # below the legend
@@ -216,7 +216,7 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
     ax = axes(fig, left, top, right_width, 270)
     for shape in shapes:
         for power in powers:
-            found = sorted((r for r in measured if (r.shape, r.power) == (shape, power)), key=lambda r: r.share)
+            found = sorted((r for r in measured if (r.shape, r.power, r.own) == (shape, *power)), key=lambda r: r.share)
             if not found:
                 continue
             i, j = shapes.index(shape), powers.index(power)
@@ -226,7 +226,7 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
             )
             name = words.name(shape)
             if len(powers) > 1:
-                name = words("pair", first=name, second=words.mixture(power))
+                name = words("pair", first=name, second=words.mixture(*power))
             ax.plot(
                 [r.share for r in found],
                 [fmean(r.losses) for r in found],

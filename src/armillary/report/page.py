@@ -265,7 +265,10 @@ def _choice(choice: MixtureChoice, words: Words) -> Markup:
 def _anneal_choice(part: AnnealPart, words: Words) -> Markup:
     def named(row: AnnealRow) -> str:
         return words(
-            "anneal_name", share=fmt.share(row.share), shape=words.name(row.shape), mixture=words.mixture(row.power)
+            "anneal_name",
+            share=fmt.share(row.share),
+            shape=words.name(row.shape),
+            mixture=words.mixture(row.power, row.own),
         )
 
     taken = part.branches[part.chosen]
@@ -274,7 +277,7 @@ def _anneal_choice(part: AnnealPart, words: Words) -> Markup:
         key,
         shape=words.name(taken.shape),
         share=fmt.share(taken.share),
-        mixture=words.mixture(taken.power),
+        mixture=words.mixture(taken.power, taken.own),
         reference=named(part.branches[part.reference]),
         best="" if part.best is None else named(part.branches[part.best]),
         others=words.n("others", sum(row.complete for row in part.branches) - 1),

@@ -81,6 +81,7 @@ STRINGS: dict[str, tuple[str, str]] = {
         "退火：在最后 {share} 的训练步上衰减学习率（{shape}），采用{mixture}",
     ),
     "mixture_found": ("mixture found", "所得配比"),
+    "mixture_own": ("annealing mixture found", "所得退火配比"),
     "mixture_power": ("mixture found, power {power}", "所得配比的 {power} 次幂"),
     "power_note": (
         "Power {power}: each weight of the mixture found is raised to this power. Then the weights are scaled to sum "
@@ -179,6 +180,17 @@ STRINGS: dict[str, tuple[str, str]] = {
         "The best mixture of the last fit is still at the edge of the tried range.",
         "末次拟合的最优配比仍位于所试范围的边缘。",
     ),
+    "two_phases_lead": (
+        "Each proxy has a mixture for the stable phase, another for the annealing, and a share of the decay. The law's "
+        "best candidate decays over the last {share} ({low} to {high}). In brackets: the ends of all values "
+        "that the law expects within one standard error of the best ({error} nats per token). The other tables of this "
+        "section show the stable phase.",
+        "每个代理模型各有稳定阶段的配比、退火阶段的配比和衰减份额。定律的最优候选在最后 {share}（{low} 至 {high}）"
+        "上衰减。"
+        "方括号内为定律预期与最优相差不超过一个标准误差（{error} 奈特/词元）的全部取值。本节其余表格为稳定阶段的配比。",
+    ),
+    "stable_phase": ("Stable phase", "稳定阶段"),
+    "annealing_phase": ("Annealing", "退火"),
     "mixtures_caption": (
         "The three mixtures: share of each domain in the training tokens.",
         "三种配比：各域在训练词元中所占份额。",
@@ -998,8 +1010,10 @@ class Words:
         """The parts joined as a list in a sentence."""
         return (", " if self.language == "en" else "、").join(parts)
 
-    def mixture(self, power: float) -> str:
-        """The mixture of an annealing: the found mixture with each weight raised to ``power``."""
+    def mixture(self, power: float, own: bool = False) -> str:
+        """The mixture of an annealing: its ``own``, or the found one with each weight raised to ``power``."""
+        if own:
+            return self("mixture_own")
         return self("mixture_found") if power == 1 else self("mixture_power", power=f"{power:g}")
 
     def candidate(self, name: str) -> str:

@@ -114,7 +114,9 @@ class Reserve:
 class MixturePart:
     """The mixture study. ``design[i][j]`` is the weight of ``domains[j]`` in run i.
 
-    ``target_fit`` is the law against the target loss itself. ``reserve`` is None if no proxies were kept back.
+    ``target_fit`` is the law against the target loss itself. ``reserve`` is None if no proxies were kept back. With two
+    phases, ``design``, ``found`` and the candidates show the stable phase, and ``second`` both phases of the best
+    candidate.
     """
 
     domains: Sequence[str]
@@ -127,6 +129,20 @@ class MixturePart:
     found: Mapping[str, float]
     target_fit: DomainFit | None = None
     reserve: Reserve | None = None
+    second: TwoPhases | None = None
+
+
+@dataclass(frozen=True)
+class TwoPhases:
+    """The law's best candidate of two phases, with the ends of all values within one standard error of it.
+
+    ``rows`` have a domain, its weight in the stable phase with its two ends, and the same in the annealing. ``share``
+    is that of the decay, with its ends. ``error`` is the standard error in nats per token.
+    """
+
+    rows: Sequence[tuple[str, tuple[float, float, float], tuple[float, float, float]]]
+    share: tuple[float, float, float]
+    error: float
 
 
 @dataclass(frozen=True)
@@ -154,8 +170,8 @@ class Recipe:
 class AnnealRow:
     """A branch that decays over the last ``share`` of the steps; ``losses`` are target losses, one per seed.
 
-    It decays on the mixture found, each weight raised to ``power`` and scaled. Without all its seeds it is not
-    ``complete``, and cannot be taken.
+    It decays on the mixture found, each weight raised to ``power`` and scaled, or on its ``own`` mixture. Without all
+    its seeds it is not ``complete``, and cannot be taken.
     """
 
     share: float
@@ -163,6 +179,7 @@ class AnnealRow:
     losses: Sequence[float]
     power: float = 1.0
     complete: bool = True
+    own: bool = False
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,11 @@ class AnnealOutcome(StageOutcome):
         return {"anneal": [*self.trunks, *(run for branch in self.branches for run in branch.runs)]}
 
 
-def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
+def anneal_study(lab: Lab, mixture: dict[str, float], found: Annealing | None = None) -> AnnealOutcome:
     """Run the study on ``mixture``, or return its recorded outcome.
+
+    ``found`` is the annealing that a mixture study of two phases found with ``mixture``. It is tried beside those of
+    the recipe, and is the reference.
 
     Raises:
         ArmillaryError: no annealing has all its runs; the next call retries runs with a transient cause.
@@ -130,19 +133,22 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
     shape = lab.shape(recipe.model.family, study.depth)
     steps = lab.steps(lab.plan.tokens["anneal"])
     matched = 1.0 if Design.of(lab).earlier else lab.matched(steps)
-    tried = _Tried(lab, RunSize(shape, steps, round(recipe.training.warmup_share * steps), text_share=matched), mixture)
+    size = RunSize(shape, steps, round(recipe.training.warmup_share * steps), text_share=matched)
+    tried = _Tried(lab, size, mixture, found)
     key, known = _recorded(lab, tried.specs)
     if known is not None:
         return known
     tried.train_listed()
     listed = list(tried.specs)  # the reference is one of these: further annealings are no usual choice
-    usual = _nearest_to_usual([o for o in listed if o.sharpen == 1] or listed, listed)
+    usual = found or _nearest_to_usual([o for o in listed if o.plain] or listed, listed)
     tried.train_beyond(further_annealings(study))
     lab.drop_trunks(tried.jobs, tried.trained)
     complete, specs = tried.complete(), tried.specs
     names = {option: option.name for option in specs}
     possible = [option for option in listed if option in complete]
-    reference = _nearest_to_usual([o for o in possible if o.sharpen == 1] or possible, listed)
+    reference = usual
+    if usual not in possible:
+        reference = _nearest_to_usual([o for o in possible if o.plain] or possible, listed)
     reason = ""
     if reference != usual:
         reason = f"{usual.name} lacks some runs, so {reference.name} is the reference instead"
@@ -203,7 +209,7 @@ def _recorded(lab: Lab, specs: Mapping[Annealing, Sequence[RunSpec]]) -> tuple[s
 class _Tried:
     """The annealings of the study with a run per seed each: those that the recipe lists, and those beyond them."""
 
-    def __init__(self, lab: Lab, size: RunSize, mixture: dict[str, float]) -> None:
+    def __init__(self, lab: Lab, size: RunSize, mixture: dict[str, float], found: Annealing | None) -> None:
         study = lab.recipe.study.anneal
         self._lab, self._size, self._mixture = lab, size, mixture
         self.specs: dict[Annealing, list[RunSpec]] = {}
@@ -217,7 +223,7 @@ class _Tried:
             for curve in study.shapes
             for share in study.shares
         ]
-        self.specs = self._new(listed)
+        self.specs = self._new(listed if found is None else [found, *listed])
 
     def train_listed(self) -> None:
         """Train the annealings of the recipe.
@@ -286,6 +292,8 @@ class _Tried:
         for name, ends in (("share", ("low", "high")), ("sharpen", ("high",))):
             values = [getattr(option, name) for option in self.specs]
             value = getattr(best, name)
+            if name == "sharpen" and best.weights:  # another mixture, not a sharpened one
+                continue
             for end, last in (("low", min(values)), ("high", max(values))):
                 if end in ends and value == last and min(values) < max(values):
                     moved = best.model_copy(update={name: self._next(name, value, end)})
@@ -355,7 +363,7 @@ def curve_forecast(branches: Sequence[Branch], store: Store) -> CurveForecast | 
     for branch in branches:
         runs = branch.runs
         # A mean over fewer seeds than the others would differ for that reason alone.
-        if branch.annealing.sharpen != 1 or len(branch.measured) < len(runs):
+        if not branch.annealing.plain or len(branch.measured) < len(runs):
             continue
         tables = [_curve_table(store.run_folder(run) / "metrics.parquet", store.run_spec(run)) for run in runs]
         lr = tables[0]["lr"].to_numpy()

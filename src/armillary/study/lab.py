@@ -17,7 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import ValidationError, model_validator
@@ -205,17 +205,27 @@ def laws_speak_of(runs: Sequence[str], losses: Sequence[str], say: Callable[[str
 class Annealing(Document):
     """The end of a run: the share of decay steps, the shape of the decay, and the sharpening of the mixture.
 
-    ``sharpen`` raises each weight of the mixture to that power and normalises; 1 means no change.
+    ``sharpen`` raises each weight of the mixture to that power and normalises; 1 means no change. ``weights``, pairs of
+    a domain and its weight, are the mixture of the decay if the mixture study found it; else empty.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("weights",)
 
     share: float
     shape: Decay
     sharpen: float = 1.0
+    weights: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def plain(self) -> bool:
+        """Whether the decay keeps the mixture of the stable phase."""
+        return self.sharpen == 1 and not self.weights
 
     @property
     def name(self) -> str:
         """A short name for tables."""
         mixture = "" if self.sharpen == 1 else f", mixture^{self.sharpen:g}"
+        mixture = ", annealing mixture" if self.weights else mixture
         return f"{100 * self.share:.4g}% {self.shape}{mixture}"
 
 
@@ -327,15 +337,16 @@ class Lab:
         return self.spec(size, schedule, mixture, seed, self.ending(mixture, annealing))
 
     def ending(self, mixture: Mapping[str, float], annealing: Annealing) -> dict[str, float]:
-        """The mixture of the decay: ``mixture`` sharpened, within the limits for the whole target run.
+        """The mixture of the decay, ``mixture`` sharpened or another, within the limits for the whole target run.
 
         Runs of a study decay on the same mixture as the target, independent of their own number of tokens.
         """
-        if annealing.sharpen == 1:
+        if annealing.plain:
             return dict(mixture)
         steps = self.steps(self.plan.tokens["target"])
         share = _decay_steps(steps, round(self.recipe.training.warmup_share * steps), annealing) / steps
-        before, wanted = self.vector(mixture), self.vector(sharpened(mixture, annealing.sharpen))
+        asked = dict(annealing.weights) or sharpened(mixture, annealing.sharpen)
+        before, wanted = self.vector(mixture), self.vector(asked)
         return self.named(self.allowed().ending(before, wanted, share))
 
     def with_trunks(self, branches: Sequence[RunSpec], later: Sequence[RunSpec] = ()) -> list[Job]:

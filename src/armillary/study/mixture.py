@@ -19,17 +19,17 @@ import numpy as np
 
 from armillary.laws import (
     MixtureLaw,
-    Optimum,
+    PhaseLaw,
     SeedNoise,
     best_of,
     optimise_mixture,
+    optimise_phases,
     rank_correlation,
-    refining_mixtures,
-    weights_at_ends,
+    split_points,
 )
 from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError, counted
-from armillary.study.lab import Edge, Lab, Round, StageOutcome, Stopped, Trained, laws_speak_of, stopped_at
-from armillary.study.limits import Allowed
+from armillary.study.lab import Annealing, Edge, Lab, Round, StageOutcome, Stopped, Trained, laws_speak_of, stopped_at
+from armillary.study.points import TwoPhases
 from armillary.study.proxies import MIN_MIXTURES, NATURAL, UNIFORM, Design, Proxies, different, train_confirmation
 from armillary.study.sensitivity import MIN_RATIO, UnknownNoiseError, signal_of, study_power
 
@@ -55,6 +55,19 @@ class Candidate(Document):
     measured: list[float]
     runs: list[str]
     losses: dict[str, float] = {}  # noqa: RUF012 (pydantic copies it)
+    annealing: Annealing | None = None
+
+
+class Flat(Document):
+    """The region within one standard error of the best point of two phases, as the ends of every value in it.
+
+    ``error`` is that standard error of the law, in nats per token.
+    """
+
+    stable: dict[str, tuple[float, float]]
+    annealing: dict[str, tuple[float, float]]
+    share: tuple[float, float]
+    error: float
 
 
 class MixtureOutcome(StageOutcome):
@@ -77,6 +90,10 @@ class MixtureOutcome(StageOutcome):
     seed by seed. ``signal`` [v] and ``target_signal`` are the standard deviation over the design without that part; all
     are relative to the mean loss. ``detectable`` is the difference in target loss that the confirmation was expected to
     find with a chance of 80 %, stated before the design was trained.
+
+    With two phases, ``design``, ``found`` and the weights of a candidate are the mixture of the stable phase.
+    ``annealing_design`` [n, d] and ``shares`` [n] complete the design, and ``annealing`` the candidates and the mixture
+    found; it is None for the natural mixture. ``flat`` is the law's region of good points.
     """
 
     training_domains: list[str]
@@ -114,6 +131,10 @@ class MixtureOutcome(StageOutcome):
     paired_noise: list[float] = []  # noqa: RUF012
     target_paired_noise: float = 0.0
     detectable: float | None = None
+    annealing_design: list[list[float]] = []  # noqa: RUF012
+    shares: list[float] = []  # noqa: RUF012
+    annealing: Annealing | None = None
+    flat: Flat | None = None
 
     @property
     def study_runs(self) -> dict[str, list[str]]:
@@ -137,10 +158,11 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Fit:
-    """A law of the proxies so far, and its best mixtures."""
+    """A law of the proxies so far, its best points [k], and with two phases the region around the best."""
 
-    law: MixtureLaw
-    optima: list[Optimum]
+    law: MixtureLaw | PhaseLaw
+    optima: list[np.ndarray]
+    flat: Flat | None = None
 
 
 def mixture_study(lab: Lab) -> MixtureOutcome:
@@ -155,7 +177,8 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
     allowed, design = lab.allowed(), Design.of(lab)
     references, reserve = design.references, design.reserve
     specs = [design.proxy(lab, row) for row in design.mixtures]
-    limits = [allowed.lower.tolist(), allowed.upper.tolist(), lab.named(references[NATURAL])]
+    points = design.points
+    limits = [allowed.lower.tolist(), allowed.upper.tolist(), points.mixture(references[NATURAL])]
     spent_later = [reserve] if reserve else []  # the keys of studies without a reserve stay those of earlier versions
     key = lab.key(specs, limits, recipe.training, study.candidates, study.confirm_seeds, study.seed, *spent_later)
     known = lab.stored("mixture", key, MixtureOutcome)
@@ -171,30 +194,25 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
             f"{proxies.failed[0]}; the same command retries runs with a transient cause"
         )
     designed = proxies.losses  # the reserve surrounds one mixture, so it does not show the spread over mixtures
-    fit = _fit(lab, proxies, weights, allowed, references)
+    fit = _fit(lab, design, proxies, weights)
     rounds: list[Round] = []
     while reserve:
-        tried, best = proxies.mixtures, fit.optima[0].weights
+        tried, best = proxies.mixtures, fit.optima[0]
         count = math.ceil(reserve / (_ROUNDS - len(rounds)))
-        found = [edge for edge in _edges(best, tried, allowed) if edge.by == "tried"]
+        found = [edge for edge in points.edges(best, tried) if edge.by == "tried"]
         lab.say(
             f"mixture: {counted(count, 'further run')} "
             + (f"beyond the design in {', '.join(edge.of for edge in found)}" if found else "around the best mixture")
         )
-        further = [
-            allowed.within(row)
-            for row in refining_mixtures(
-                best, tried, allowed.lower, allowed.upper, count=count, seed=study.seed + len(rounds)
-            )
-        ]
-        proxies.train(further, [design.proxy(lab, row) for row in further])
+        further = points.further(best, tried, count=count, seed=study.seed + len(rounds))
+        proxies.train(list(further), [design.proxy(lab, row) for row in further])
         rounds.append(Round(runs=count, edges=found))
         reserve -= count
-        fit = _fit(lab, proxies, weights, allowed, references)
+        fit = _fit(lab, design, proxies, weights)
     law, optima = fit.law, fit.optima
     X, Y = proxies.mixtures, proxies.losses
 
-    mixtures = {f"candidate {i + 1}": allowed.within(optimum.weights) for i, optimum in enumerate(optima)} | references
+    mixtures = {f"candidate {i + 1}": points.within(optimum) for i, optimum in enumerate(optima)} | references
     confirm = design.confirmation(lab, mixtures)
     confirmed = train_confirmation(lab, confirm)
     candidates, rows = [], []
@@ -205,7 +223,8 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
         candidates.append(
             Candidate(
                 name=name,
-                weights=lab.named(vector),
+                weights=points.mixture(vector),
+                annealing=points.annealing(vector) if study.phases == 2 else None,
                 predicted=float(predicted.mean[0]),
                 low=float(predicted.low[0]),
                 high=float(predicted.high[0]),
@@ -231,7 +250,9 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
             "the natural mixture is used"
         )
         choice = replace(choice, taken=NATURAL, significant=False, reason=reason)
-    edges = _edges(mixtures["candidate 1"], X, allowed)
+    edges = points.edges(mixtures["candidate 1"], X)
+    stable, annealing_design, shares = (X, X[:0], X[:0, 0]) if study.phases == 1 else split_points(X)
+    taken = mixtures[choice.taken]
     return lab.conclude(
         "mixture",
         key,
@@ -239,15 +260,19 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
             training_domains=list(corpus.training_domains),
             domains=list(corpus.domains),
             tokens=lab.tokens(design.size.steps),
-            design=X.tolist(),
+            design=stable.tolist(),
+            annealing_design=annealing_design.tolist(),
+            shares=shares.tolist(),
+            annealing=points.annealing(taken) if study.phases == 2 and choice.taken != NATURAL else None,
+            flat=fit.flat,
             losses=Y.tolist(),
             held_out=held.predicted.tolist(),
             spearman=[float(v) for v in held.spearman],
             rmse=[float(v) for v in held.rmse],
             target_spearman=rank_correlation(held.predicted @ weights, Y @ weights),
             forms=[{form: float(share[i]) for form, share in law.chosen_.items()} for i in range(len(corpus.domains))],
-            natural=lab.named(references[NATURAL]),
-            uniform=lab.named(references[UNIFORM]),
+            natural=points.mixture(references[NATURAL]),
+            uniform=points.mixture(references[UNIFORM]),
             candidates=candidates,
             taken=choice.taken,
             reference=NATURAL,
@@ -255,7 +280,7 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
             low=choice.low,
             high=choice.high,
             significant=choice.significant,
-            found=lab.named(mixtures[choice.taken]),
+            found=points.mixture(taken),
             noise=noise.tolist(),
             target_noise=target_noise,
             signal=[signal_of(column / column.mean(), own) for column, own in zip(designed.T, paired, strict=True)],
@@ -266,7 +291,7 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
             runs=proxies.runs,
             reason=choice.reason,
             adjusted={
-                name: lab.named(vector)
+                name: points.mixture(vector)
                 for name, vector in design.plain.items()
                 if np.abs(vector - references[name]).max() > _MOVED
             },
@@ -296,37 +321,65 @@ def _noise_first(lab: Lab) -> float | None:
     return target.detectable
 
 
-def _fit(
-    lab: Lab, proxies: Proxies, weights: np.ndarray, allowed: Allowed, references: Mapping[str, np.ndarray]
-) -> _Fit:
+def _fit(lab: Lab, design: Design, proxies: Proxies, weights: np.ndarray) -> _Fit:
     """Fit the law to the proxies, and optimise the target of these weights [v] within the limits.
 
     Raises:
         ArmillaryError: the runs do not suit a law.
     """
-    study = lab.recipe.study.mixture
     lab.progress("mixture law", 0, 1, "fitting")
     try:
         with laws_speak_of(
             [f"run {run}" for run in proxies.runs], lab.corpus.domains, lambda message: lab.say(f"mixture: {message}")
         ):
-            law = MixtureLaw(seed=study.seed).fit(proxies.mixtures, proxies.losses)
-        optima = optimise_mixture(
-            law,
-            weights,
-            upper=allowed.upper,
-            lower=allowed.lower,
-            support=proxies.mixtures,
-            references=references,
-            candidates=study.candidates,
-            seed=study.seed,
-        )
+            if isinstance(design.points, TwoPhases):
+                fit = _fit_phases(lab, design.points, design.references[NATURAL], proxies, weights)
+            else:
+                fit = _fit_mixtures(lab, design.references, proxies, weights)
     except UsageError as error:  # not the user's input: the runs do not suit a law
         raise ArmillaryError(
             f"mixture: no law can be fitted to its {counted(len(proxies.runs), 'run')}: {error}"
         ) from error
     lab.progress("mixture law", 1, 1, "fitted")
-    return _Fit(law, optima)
+    return fit
+
+
+def _fit_mixtures(lab: Lab, references: Mapping[str, np.ndarray], proxies: Proxies, weights: np.ndarray) -> _Fit:
+    study, allowed = lab.recipe.study.mixture, lab.allowed()
+    law = MixtureLaw(seed=study.seed).fit(proxies.mixtures, proxies.losses)
+    optima = optimise_mixture(
+        law,
+        weights,
+        upper=allowed.upper,
+        lower=allowed.lower,
+        support=proxies.mixtures,
+        references=references,
+        candidates=study.candidates,
+        seed=study.seed,
+    )
+    return _Fit(law, [optimum.weights for optimum in optima])
+
+
+def _fit_phases(lab: Lab, points: TwoPhases, natural: np.ndarray, proxies: Proxies, weights: np.ndarray) -> _Fit:
+    study, domains = lab.recipe.study.mixture, lab.corpus.training_domains
+    law = PhaseLaw().fit(proxies.mixtures, proxies.losses)
+    found = optimise_phases(
+        law,
+        weights,
+        points.bounds,
+        support=proxies.mixtures,
+        natural=natural,
+        candidates=study.candidates,
+        seed=study.seed,
+    )
+    ends = list(zip(found.flat_low.tolist(), found.flat_high.tolist(), strict=True))
+    flat = Flat(
+        stable=dict(zip(domains, ends[: len(domains)], strict=True)),
+        annealing=dict(zip(domains, ends[len(domains) : -1], strict=True)),
+        share=ends[-1],
+        error=found.error,
+    )
+    return _Fit(law, list(found.points), flat)
 
 
 def _choose(candidates: Sequence[Candidate], confirm: Mapping[str, Sequence[RunSpec]], trained: Trained) -> _Choice:
@@ -364,14 +417,6 @@ def _choose(candidates: Sequence[Candidate], confirm: Mapping[str, Sequence[RunS
         f"mixture: neither the natural mixture nor a candidate has all its runs; first cause: "
         f"{trained.failed[0]}; a lower training.lr may help if runs diverge"
     )
-
-
-def _edges(best: np.ndarray, design: np.ndarray, allowed: Allowed) -> list[Edge]:
-    """The weights of the law's best mixture at an end of the tried range, or at a limit."""
-    return [
-        Edge(of=allowed.domains[at.domain], value=float(best[at.domain]), end=at.end, by=at.by)
-        for at in weights_at_ends(best, design, allowed.lower, allowed.upper)
-    ]
 
 
 def _paired_noise(groups: Sequence[np.ndarray], between: np.ndarray) -> np.ndarray:

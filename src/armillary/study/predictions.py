@@ -148,7 +148,10 @@ def target_spec(lab: Lab, found: Found, weights: dict[str, float], seed: int) ->
         validation_every=math.ceil(steps / TARGET_LOOKS),
         lr=None if found.rates is None else found.rates.target,
     )
-    return lab.annealed(size, found.annealing, weights, seed)
+    # The annealing mixture that the mixture study found belongs to the mixture found; others keep theirs.
+    own = weights == found.mixture
+    annealing = found.annealing if own else found.annealing.model_copy(update={"weights": ()})
+    return lab.annealed(size, annealing, weights, seed)
 
 
 def predicted_spec(lab: Lab, found: Found) -> RunSpec:

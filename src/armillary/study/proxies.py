@@ -11,12 +11,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from armillary.launch import Job
-from armillary.laws import simplex_design
 from armillary.recipe import RunSpec, UsageError, counted
-from armillary.study.lab import Annealing, FailedRun, Lab, RunSize, Trained
+from armillary.study.lab import FailedRun, Lab, RunSize, Trained
+from armillary.study.points import OnePhase, Points, TwoPhases
 
-# Proxies end with a decay, like the target. The annealing study decides on the decay later; this is the usual result.
-PROXY_ANNEALING = Annealing(share=0.2, shape="linear")
 _CONFIRM_SEED = 1000
 # A law needs this many different mixtures; two mixtures count as one if they differ by less than this share.
 MIN_MIXTURES = 8
@@ -28,11 +26,12 @@ NATURAL, UNIFORM = "natural", "uniform"
 class Design:
     """The planned proxies.
 
-    ``mixtures`` [n, d] are trained first; ``reserve`` more follow after a first fit. ``plain`` and ``references`` hold
-    the natural and the uniform mixture [d], as they are and moved into the limits. ``earlier``: whether an earlier
-    version concluded the study, which is then kept as it is.
+    ``mixtures`` [n, k] are the ``points`` trained first; ``reserve`` more follow after a first fit. ``plain`` and
+    ``references`` hold those of the natural and the uniform mixture [k], as they are and moved into the limits.
+    ``earlier``: whether an earlier version concluded the study, which is then kept as it is.
     """
 
+    points: Points
     mixtures: np.ndarray
     reserve: int
     size: RunSize
@@ -48,15 +47,15 @@ class Design:
             UsageError: the limits leave no mixture, or too few different ones for a law.
         """
         allowed = lab.allowed()
-        plain = {
+        study = lab.recipe.study.mixture
+        points: Points = OnePhase(lab) if study.phases == 1 else TwoPhases(lab)
+        mixtures = {
             NATURAL: lab.vector(lab.corpus.natural_mixture()),
             UNIFORM: np.full(len(allowed.domains), 1 / len(allowed.domains)),
         }
-        references = {name: allowed.within(vector) for name, vector in plain.items()}
-        study = lab.recipe.study.mixture
-        every = simplex_design(
-            lab.plan.mixture_runs, allowed.lower, allowed.upper, centre=references[NATURAL], seed=study.seed
-        )
+        plain = {name: points.plain(mixture) for name, mixture in mixtures.items()}
+        references = {name: points.plain(allowed.within(mixture)) for name, mixture in mixtures.items()}
+        every = points.design(lab.plan.mixture_runs, allowed.within(mixtures[NATURAL]), study.seed)
         _refuse_few(every, lab)
         steps = lab.steps(lab.plan.tokens["mixture"])
         size = RunSize(
@@ -66,21 +65,21 @@ class Design:
             text_share=lab.matched(steps),
         )
         reserve = round(study.reserve * len(every))
-        earlier = _concluded_earlier(lab, every, size)
+        earlier = _concluded_earlier(lab, every, size, points)
         if earlier:
             size, reserve = replace(size, text_share=1.0), 0
         while reserve and different(every[: len(every) - reserve]) < MIN_MIXTURES:
             reserve -= 1
-        return cls(every[: len(every) - reserve], reserve, size, plain, references, earlier)
+        return cls(points, every[: len(every) - reserve], reserve, size, plain, references, earlier)
 
     def proxy(self, lab: Lab, mixture: np.ndarray) -> RunSpec:
-        """The proxy of the design on ``mixture`` [d]."""
-        return _proxy(lab, self.size, mixture, lab.recipe.study.mixture.seed)
+        """The proxy of the design on ``mixture`` [k]."""
+        return self.points.run(self.size, mixture, lab.recipe.study.mixture.seed)
 
     def confirmation(self, lab: Lab, mixtures: Mapping[str, np.ndarray]) -> dict[str, list[RunSpec]]:
         """Proxies with new seeds on each of ``mixtures``, by its name."""
         seeds = [_CONFIRM_SEED + i for i in range(lab.recipe.study.mixture.confirm_seeds)]
-        return {name: [_proxy(lab, self.size, mixture, seed) for seed in seeds] for name, mixture in mixtures.items()}
+        return {name: [self.points.run(self.size, row, seed) for seed in seeds] for name, row in mixtures.items()}
 
 
 def train_confirmation(lab: Lab, confirm: dict[str, list[RunSpec]]) -> Trained:
@@ -90,11 +89,11 @@ def train_confirmation(lab: Lab, confirm: dict[str, list[RunSpec]]) -> Trained:
 
 
 class Proxies:
-    """The proxies of the study with a result: ``mixtures`` [n, d], ``losses`` [n, v] and ``runs`` in one order."""
+    """The proxies of the study with a result: ``mixtures`` [n, k], ``losses`` [n, v] and ``runs`` in one order."""
 
     def __init__(self, lab: Lab, mixtures: Sequence[np.ndarray], specs: Sequence[RunSpec]) -> None:
         self._lab = lab
-        self.mixtures = np.empty((0, len(lab.corpus.training_domains)))
+        self.mixtures = np.empty((0, len(mixtures[0])))
         self.losses = np.empty((0, len(lab.corpus.domains)))
         self.runs: list[str] = []
         self.failed: list[FailedRun] = []
@@ -115,14 +114,14 @@ class Proxies:
                 self.runs.append(spec.id)
 
 
-def _concluded_earlier(lab: Lab, mixtures: np.ndarray, size: RunSize) -> bool:
+def _concluded_earlier(lab: Lab, mixtures: np.ndarray, size: RunSize, points: Points) -> bool:
     """Whether a version without reserve and matched repetition concluded the study, and the recipe sets neither.
 
     ``mixtures`` are those of all planned proxies, and ``size`` their size. Such a study stays as it is: its runs, and
     those that follow from it, would otherwise be trained again.
     """
     recipe, study = lab.recipe, lab.recipe.study.mixture
-    if "reserve" in study.model_fields_set or "match_repetition" in recipe.study.model_fields_set:
+    if study.phases > 1 or "reserve" in study.model_fields_set or "match_repetition" in recipe.study.model_fields_set:
         return False
     concluded = [
         set(content["runs"])
@@ -133,16 +132,12 @@ def _concluded_earlier(lab: Lab, mixtures: np.ndarray, size: RunSize) -> bool:
     if not concluded:
         return False
     plain = replace(size, text_share=1.0)
-    runs = {_proxy(lab, plain, row, study.seed).id for row in mixtures}
+    runs = {points.run(plain, row, study.seed).id for row in mixtures}
     return any(done <= runs for done in concluded)
 
 
 def _is_list_of_runs(value: object) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(run, str) for run in value)
-
-
-def _proxy(lab: Lab, size: RunSize, mixture: np.ndarray, seed: int) -> RunSpec:
-    return lab.annealed(size, PROXY_ANNEALING, lab.named(mixture), seed)
 
 
 def _refuse_few(design: np.ndarray, lab: Lab) -> None:

@@ -169,7 +169,8 @@ def _mixture(page: Page, content: Mapping[str, Any]) -> dict[str, Any]:
 def _annealing(page: Page, one: Mapping[str, Any]) -> str:
     """The label of an annealing."""
     t = page.words
-    power = "" if one.get("sharpen", 1.0) == 1 else f", {t.mixture(one['sharpen'])}"
+    own = bool(one.get("weights"))
+    power = "" if one.get("sharpen", 1.0) == 1 and not own else f", {t.mixture(one.get('sharpen', 1.0), own)}"
     return f"{fmt.share(one['share'])} {t.name(one['shape'])}{power}"
 
 
