@@ -36,6 +36,21 @@ def test_the_noise_is_that_of_the_runs(tmp_path):
         assert metric.seeds is not None and metric.seeds > 32
 
 
+def test_the_power_of_the_later_choices_is_stated_too(tmp_path):
+    """Annealing: three shares with two powers, and the reserve of three."""
+    found = study_power(make_lab(tmp_path, make_recipe(study__lr={})), 0.01)
+    assert [(one.of, one.arms, one.seeds) for one in found.decisions] == [
+        ("mixture", 4, 2),
+        ("anneal", 9, 2),
+        ("lr", 2, 3),
+    ]
+    mixture, anneal, lr = found.decisions
+    assert mixture.detectable == found.target.detectable and mixture.needed == found.target.seeds
+    assert anneal.detectable > 0 and lr.needed is not None and lr.needed >= 2
+    single = make_recipe(study__anneal={"shares": [0.2], "shapes": ["linear"]})
+    assert [one.of for one in study_power(make_lab(tmp_path / "one", single)).decisions] == ["mixture"]
+
+
 def test_a_metric_of_noise_alone_decides_nothing(tmp_path, monkeypatch):
     """Nothing depends on the mixture, but one candidate is lucky beyond the test's interval."""
     import fakes

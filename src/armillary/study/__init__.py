@@ -21,7 +21,7 @@ from armillary.study.predictions import (
     target_spec,
     train_target,
 )
-from armillary.study.sensitivity import MetricPower, PowerOutcome, study_power
+from armillary.study.sensitivity import DecisionPower, MetricPower, PowerOutcome, study_power
 from armillary.study.sizing import (
     STAGES,
     Plan,
@@ -42,6 +42,7 @@ __all__ = [
     "Annealing",
     "Arm",
     "Candidate",
+    "DecisionPower",
     "Difference",
     "Edge",
     "FailedRun",

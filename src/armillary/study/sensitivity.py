@@ -14,9 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from armillary.laws import POWER, SeedNoise, detectable, seeds_needed
-from armillary.recipe import ArmillaryError, Document, UsageError
+from armillary.recipe import ArmillaryError, Document, Studies, UsageError
 from armillary.study.lab import FailedRun, Lab
 from armillary.study.proxies import MIN_MIXTURES, Design, train_confirmation
+from armillary.study.sizing import further_annealings
 
 TARGET = "target"
 # No mixture is chosen by a target whose spread over the design is below this multiple of the noise between pairs.
@@ -49,10 +50,26 @@ class MetricPower(Document):
     seeds: int | None
 
 
+class DecisionPower(Document):
+    """What a choice of the studies finds in the target loss, in nats per token, with ``seeds`` seeds of ``arms`` arms.
+
+    ``of`` is ``mixture``, ``anneal`` or ``lr``. ``detectable`` and ``needed`` are as ``detectable`` and ``seeds`` of a
+    metric. The annealing study compares up to ``arms`` annealings, its reserve included.
+    """
+
+    of: str
+    arms: int
+    seeds: int
+    detectable: float
+    needed: int | None
+
+
 class PowerOutcome(Document):
     """The power of the confirmation with ``seeds`` seeds of ``arms`` mixtures; metrics by falling signal to noise.
 
-    ``mixtures`` is the number of mixtures behind the signal. ``difference`` is the requested one, if any.
+    ``mixtures`` is the number of mixtures behind the signal. ``difference`` is the requested one, if any. ``decisions``
+    has the choice of the mixture and those of later studies. For these, the noise is the paired one of the proxies:
+    their runs share batches, too. It is assumed to be the same at their sizes.
     """
 
     seeds: int
@@ -61,6 +78,7 @@ class PowerOutcome(Document):
     mixtures: int
     difference: float | None
     metrics: list[MetricPower]
+    decisions: list[DecisionPower] = []  # noqa: RUF012 (pydantic copies it)
     failed: list[FailedRun] = []  # noqa: RUF012 (pydantic copies it)
 
     @property
@@ -127,7 +145,20 @@ def study_power(lab: Lab, difference: float | None = None) -> PowerOutcome:
                 seeds=None if difference is None else seeds_needed(difference, noise.std, number),
             )
         )
+    target = metrics[0]
+    decisions = [
+        DecisionPower(
+            of=of,
+            arms=options,
+            seeds=seeds,
+            detectable=detectable(spread, seeds, options),
+            needed=None if difference is None else seeds_needed(difference, spread, options),
+        )
+        for of, options, seeds, spread in _decisions(lab.recipe.study, number, target)
+        if options > 1
+    ]
     return PowerOutcome(
+        decisions=decisions,
         seeds=study.confirm_seeds,
         arms=number,
         chance=POWER,
@@ -136,6 +167,17 @@ def study_power(lab: Lab, difference: float | None = None) -> PowerOutcome:
         metrics=sorted(metrics, key=lambda metric: -metric.ratio),
         failed=trained.failed,
     )
+
+
+def _decisions(studies: Studies, mixtures: int, target: MetricPower) -> list[tuple[str, int, int, float]]:
+    """Name, number of arms, seeds, and noise of each choice."""
+    anneal, lr = studies.anneal, studies.lr
+    listed = len(anneal.shares) * len(anneal.shapes) * len(anneal.sharpen)
+    found = [
+        ("mixture", mixtures, studies.mixture.confirm_seeds, target.noise),
+        ("anneal", listed + further_annealings(anneal), anneal.seeds, target.paired),
+    ]
+    return found if lr is None else [*found, ("lr", 2, lr.confirm_seeds, target.paired)]
 
 
 def signal_of(losses: np.ndarray, noise: float, per_run: float = 1.0) -> float:

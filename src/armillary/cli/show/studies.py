@@ -8,6 +8,13 @@ from rich.markup import escape
 
 from armillary.cli.show.screen import out, show_table
 
+_DECISIONS = {"mixture": "mixture", "anneal": "annealing", "lr": "peak learning rate"}
+_STOPPED = {
+    "inside": "the best option lies inside the tried range",
+    "limits": "the best option lies at a limit",
+    "reserve": "the best option is still at the edge of the tried range, and the reserve is spent",
+}
+
 
 def show_mixture(found: Any) -> None:
     """Print the chosen mixture next to the plain ones, and the measurements of the law's candidates."""
@@ -28,6 +35,33 @@ def show_mixture(found: Any) -> None:
         else found.reason,
         highlight=False,
     )
+    _show_phases(found)
+    _show_stopped(found)
+
+
+def _show_phases(found: Any) -> None:
+    """Print the best candidate of two phases, with the values within one standard error of it."""
+    best = found.candidates[0]
+    if found.flat is None or best.annealing is None:
+        return
+    late = dict(best.annealing.weights) or best.weights
+
+    def cell(value: float, ends: tuple[float, float]) -> str:
+        return f"{value:.3f} ({ends[0]:.3f} to {ends[1]:.3f})"
+
+    rows = [
+        [name, cell(best.weights[name], found.flat.stable[name]), cell(late[name], found.flat.annealing[name])]
+        for name in found.training_domains
+    ]
+    rows.append(["share of the decay", "", cell(best.annealing.share, found.flat.share)])
+    title = f"best candidate of two phases, and all within {found.flat.error:.4f} nats per token of it"
+    show_table(title, ["domain", "stable phase", "annealing"], rows)
+
+
+def _show_stopped(found: Any) -> None:
+    """Print where the best option lies; an outcome of an earlier version does not say it."""
+    if found.stopped:
+        out.print(_STOPPED[found.stopped], highlight=False)
 
 
 def show_power(found: Any) -> None:
@@ -54,6 +88,13 @@ def show_power(found: Any) -> None:
         f"detectable: found with a chance of {found.chance:.0%} by {found.seeds} seeds of {found.arms} mixtures",
         highlight=False,
     )
+    columns = ["choice", "options", "seeds", "detectable"]
+    decisions: list[list[Any]] = [[_DECISIONS[d.of], d.arms, d.seeds, d.detectable] for d in found.decisions]
+    if found.difference is not None:
+        columns.append(f"seeds for {found.difference:g}")
+        for row, d in zip(decisions, found.decisions, strict=True):
+            row.append(d.needed if d.needed is not None else "over 10,000")
+    show_table("choices by the target loss (nats per token)", columns, decisions)
 
 
 def show_anneal(found: Any) -> None:
@@ -71,6 +112,7 @@ def show_anneal(found: Any) -> None:
         f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}), "
         f"{'significant' if found.significant else f'not significant: {found.reference} is used'}"
     )
+    _show_stopped(found)
 
 
 def show_lr(found: Any) -> None:
