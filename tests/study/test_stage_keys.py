@@ -47,7 +47,7 @@ OTHER = {
     "study.mixture.candidates": (3, ("anneal", "ladder", "target")),
     "study.mixture.confirm_seeds": (3, ("anneal", "ladder", "target")),
     "study.mixture.reserve": (0.4, ("anneal", "ladder", "target")),
-    "study.mixture.phases": (2, ("anneal", "ladder", "target")),
+    "study.mixture.phases": None,  # needs more runs than this recipe has: tests/study/test_points.py
     "study.mixture.seed": (5, ("anneal", "ladder", "target")),
     "study.anneal.depth": (2, ("mixture", "ladder", "target")),
     "study.anneal.tokens": (30_000, ("mixture", "ladder", "target")),
