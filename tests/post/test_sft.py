@@ -243,7 +243,7 @@ def test_ranks_fine_tune_to_the_same_numbers(tiny_hf: Path, files: tuple[Path, P
 
 @pytest.mark.slow
 def test_ranks_train_an_adapter_to_the_same_model(tiny_hf: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
-    options = replace(OPTIONS, epochs=4, batch_tokens=256, lr=0.05, precision="fp32", lora=Lora(rank=4))
+    options = replace(OPTIONS, epochs=4, batch_tokens=256, lr=0.005, precision="fp32", lora=Lora(rank=4))
     alone = fine_tune(tiny_hf, files[0], tmp_path / "alone", options, held_out=files[1])
     for name, layout in {"data": Layout(dp_shard=2), "pipeline": Layout(pp=2)}.items():
         ranks = fine_tune(
