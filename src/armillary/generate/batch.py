@@ -55,7 +55,8 @@ class Recorded:
 
     Attributes:
         growing: its text while it is generated.
-        top: log probabilities of its tokens, and of this many most likely ones at each position; None: none.
+        top: how many of the most likely tokens to record at each position, with their log probabilities and those of
+            the answer's own tokens; None records no log probabilities.
         echo: also those of the prompt.
         answer: whether an answer is generated, or the prompt is only read.
     """
@@ -254,8 +255,10 @@ class Batch:
         return True
 
     def _make_room(self, needed: int) -> bool:
-        """Whether ``needed`` more bytes fit next to the caches of running answers, of prompts that waiting ones share,
-        and of past answers, of which the oldest are dropped."""
+        """Whether ``needed`` more bytes fit beside the caches of running answers and of prompts that waiting ones share.
+
+        The oldest caches of past answers are dropped until they do.
+        """
         if self._free is None:
             return True
         caches = [answer.cache for answer in self._running if answer.cache is not None]

@@ -17,8 +17,8 @@ from armillary.post.joins import temporary_table
 def chance_level(training: Path, held_out: Path) -> float:
     """The expected accuracy on ``held_out`` of the best constant answer to each kind.
 
-    For questions with options, it is at least that of a guess. A kind that is missing in ``training`` counts as a
-    guess.
+    For questions with options, it is at least that of a guess. For a kind that is missing from
+    ``training``, the accuracy of a guess is used.
 
     Raises:
         UsageError: a wrong row in one of the files.

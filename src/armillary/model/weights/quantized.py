@@ -1,15 +1,16 @@
 """Weight-only quantization in the layout of ``compressed-tensors`` (``pack-quantized``), which vLLM loads.
 
 A matrix [n, k] is three tensors: ``weight_packed`` (int32 [n, k * bits / 32], the first number in the lowest bits, each
-with an offset of 2^(bits - 1)), ``weight_scale`` [n, groups], and ``weight_shape`` (int64 [2]). Rounding is to the
-nearest of 2^bits steps that are symmetric around 0, with one scale per row and group of ``group_size`` numbers.
+with an offset of 2^(bits - 1)), ``weight_scale`` [n, groups], and ``weight_shape`` (int64 [2]). Each number is
+rounded to the nearest of 2^bits levels without a zero point; each group of ``group_size`` numbers in a row has its own
+scale.
 
 At 8 bits the largest number of a group sets its scale. At 4 bits the scale is the one of several with the least squared
 error: a smaller one cuts the largest numbers off and rounds all others more finely. Channels that were scaled by
 activations (``scaled.py``) keep the largest number, since it may be in a channel that matters.
 
-Trade-off: no data is needed to choose the steps. ``scaled.py`` scales channels by activations before (AWQ); errors are
-not passed on from column to column, as GPTQ does.
+Trade-off: the scales need no data, but errors are not passed on from column to column as in GPTQ. Before this step,
+``scaled.py`` can scale channels by activations (AWQ).
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def group_size(widths: Sequence[int], bits: int) -> int | None:
     """The largest group that divides all ``widths``; None: one scale per row.
 
     Raises:
-        UsageError: a row does not fill whole numbers of 32 bits.
+        UsageError: a row does not fill a whole number of int32 values.
     """
     narrow = [width for width in widths if width % (32 // bits)]
     if narrow:
@@ -107,7 +108,7 @@ def widest(values: Tensor, bits: int, size: int | None) -> Tensor:
 
 
 def searched(values: Tensor, bits: int, size: int | None) -> Tensor:
-    """Steps with the least squared error in each group, of ``_SHARES`` of the widest ones."""
+    """For each group, the step with the least squared error among the ``_SHARES`` of the widest step."""
     grouped = values.view(values.shape[0], -1, size or values.shape[1])
     best = full = widest(values, bits, size)
     least = torch.full_like(full, torch.inf)

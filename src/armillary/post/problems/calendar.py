@@ -43,7 +43,7 @@ def spellings(place: int, language: Language) -> list[str]:
 
 
 def make(rng: random.Random, level: int, language: Language) -> Problem:
-    """Level 1 counts up to 13 days on, 2 up to 60, 3 up to 400 in both directions."""
+    """Level 1 asks for a day at most 13 days ahead, level 2 at most 60, level 3 at most 400 days ahead or back."""
     day, n = rng.randrange(7), rng.randint(2, (13, 60, 400)[level - 1])
     back = level == 3 and rng.random() < 0.5
     text = fill(rng, (_BEFORE if back else _AFTER)[language], day=_DAYS[language][day], n=n)

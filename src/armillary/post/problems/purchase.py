@@ -49,7 +49,7 @@ _TOTAL = {
 
 
 def make(rng: random.Random, level: int, language: Language) -> Problem:
-    """Level 1 asks for the price of several equal things, 2 for the change, 3 for the change from two kinds."""
+    """Level 1 asks for the price of several equal things, 2 for the change, 3 for the change after buying two kinds."""
     who, goods = rng.choice(PEOPLE[language]), rng.sample(_GOODS[language], 2 if level == 3 else 1)
     prices = [Fraction(rng.randint(4, 30 * level), 2 if level == 3 else 1) for _ in goods]
     counts = [rng.randint(2, 9) for _ in goods]
@@ -80,14 +80,14 @@ def make(rng: random.Random, level: int, language: Language) -> Problem:
 
 
 def read(text: str) -> str | None:
-    """Finds price and number of each thing by its name; the one number that is left is what is paid."""
+    """Finds price and number of each thing by its name; the remaining number, if any, is the amount paid."""
     language = language_of(text)
     number = r"(\d+(?:\.\d+)?)"
     goods = [good for good in _GOODS[language] if good in text.lower()]
     total, left = Fraction(0), numbers_in(text)
     for good in goods:
         if language == "en":
-            # Of a single thing, "each" is enough.
+            # If there is only one kind of thing, "each" identifies it.
             name = rf"(?:\b{good}s?|\beach(?: one)?)" if len(goods) == 1 else rf"\b{good}s?"
             prices = re.findall(
                 rf"{name}\s+(?:each\s+)?(?:costs?|is|are|is priced at|sells for|priced at)\s+\$?{number}(?!\d)|"
