@@ -255,7 +255,7 @@ class Batch:
         return True
 
     def _make_room(self, needed: int) -> bool:
-        """Whether ``needed`` more bytes fit beside the caches of running answers and of prompts that waiting ones share.
+        """Whether ``needed`` more bytes fit beside the caches of running answers and of shared prompts.
 
         The oldest caches of past answers are dropped until they do.
         """
