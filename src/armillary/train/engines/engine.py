@@ -80,7 +80,8 @@ class Engine(Protocol):
 def peak_memory_gib(device: torch.device) -> float:
     """The most memory that this process has used so far, in GiB: tensors on an accelerator, or all of it on a CPU."""
     if device.type != "cpu":
-        return torch.accelerator.max_memory_allocated(device) / 2**30
+        with contextlib.suppress(RuntimeError):  # a device without PyTorch's allocator keeps no statistics
+            return torch.accelerator.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
 
 
