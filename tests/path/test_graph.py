@@ -53,6 +53,7 @@ def test_every_file_of_data_has_an_edge(taught: tuple[Path, list[Step]]) -> None
     assert str(taught[0]) not in json.dumps(record)
 
 
+@pytest.mark.slow
 def test_a_second_call_leaves_the_same_lineage(taught: tuple[Path, list[Step]], tiny_hf: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(taught[0] / "out", tmp_path / "out"))
     before = read_sealed(out / "record.json", "record", 1, "")

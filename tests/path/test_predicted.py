@@ -51,6 +51,7 @@ def test_the_report_says_what_the_journal_proves(taught: tuple[Path, list[Step]]
         assert all(word in html for word in words)
 
 
+@pytest.mark.slow
 def test_a_changed_prediction_is_found(copied: Path, taught: tuple[Path, list[Step]], tiny_hf: Path) -> None:
     recipe = make(taught[0], tiny_hf)
     place = copied / "gain" / "prediction.json"

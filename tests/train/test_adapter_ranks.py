@@ -45,9 +45,8 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize(
-    "way", [way if way == "dp2, tp2, pp2" else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 def test_an_adapter_is_the_same_under_every_layout_and_when_resumed(
     way: str, spec: RunSpec, alone: Path, tiny_corpus: Any, tmp_path: Path, on_ranks: Any
 ) -> None:
