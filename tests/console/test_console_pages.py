@@ -117,7 +117,7 @@ def test_a_study_says_what_lies_beyond_the_edge(workspace, client, tmp_path, lan
     here.get(f"/set?language={language}&theme=dark&back=/")
     address = next(link for link in links(ok(here, "/")) if link.startswith("/outcomes/0/anneal/"))
     shown = ok(here, address)
-    said = {"en": "of them were trained after the first results", "zh": "在得出首批结果之后训练"}
+    said = {"en": "Trained after the first results: ", "zh": "在得出首批结果之后训练"}
     end = {"en": "still at the edge of the tried range", "zh": "仍位于所试范围的边缘"}
     assert said[language] in shown and end[language] in shown
 

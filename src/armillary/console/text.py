@@ -186,7 +186,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "found_mixture": ("Mixture found", "所得配比"),
     "branches": ("Endings", "收尾"),
     "further_runs": (
-        "{runs} of them were trained after the first results, beyond the tried range or around the best option.",
+        "Trained after the first results: {runs}, beyond the tried range or around the best option.",
         "其中 {runs}在得出首批结果之后训练，位于所试范围之外，或围绕最优选项。",
     ),
     "stopped_inside": ("The best option lies inside the tried range.", "最优选项位于所试范围之内。"),

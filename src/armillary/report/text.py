@@ -154,18 +154,18 @@ STRINGS: dict[str, tuple[str, str]] = {
     "regret_lr": ("peak learning rate, at the largest tuned size", "峰值学习率（调优的最大规模）"),
     "regret_target": ("mixture, at the target's size", "配比（目标规模）"),
     "reserve_beyond": (
-        "{runs} of them were trained after a first fit, with more extreme weights of {domains} than before, since the "
+        "Trained after a first fit: {runs} of them, with more extreme weights of {domains} than before, since the "
         "best mixture of the fit was at the edge of the tried range.",
         "其中 {runs} 个在首次拟合之后训练：首次拟合的最优配比位于所试范围的边缘，故把 {domains} 的权重推到原范围之外。",
     ),
     "reserve_both": (
-        "{runs} of them were trained after a first fit: {beyond} with more extreme weights of {domains} than before, "
+        "Trained after a first fit: {runs} of them, {beyond} with more extreme weights of {domains} than before, "
         "since the best mixture of a fit was at the edge of the tried range, and {around} around the best mixture.",
         "其中 {runs} 个在首次拟合之后训练：因拟合的最优配比位于所试范围的边缘，{beyond} 个把 {domains} 的权重"
         "推到原范围之外；另 {around} 个围绕最优配比。",
     ),
     "reserve_around": (
-        "{runs} of them were trained after a first fit, around its best mixture.",
+        "Trained after a first fit: {runs} of them, around its best mixture.",
         "其中 {runs} 个在首次拟合之后围绕其最优配比训练。",
     ),
     "stopped_inside": (
@@ -303,16 +303,16 @@ STRINGS: dict[str, tuple[str, str]] = {
         "{best}（{difference}）。",
     ),
     "anneal_further": (
-        "{further} of them were trained after the others, since the best one until then was at the edge of those "
+        "Trained after the others: {further} of them, since the best one until then was at the edge of those "
         "tried: the shortest or longest decay, or the largest power.",
         "其中 {further} 种在其余方式之后训练：此前最优的方式位于所试范围的边缘（衰减最短或最长，或幂次最大）。",
     ),
     "anneal_stopped_inside": (
-        "The lowest mean in the end lies inside the tried range.",
+        "Finally, the lowest mean lies inside the tried range.",
         "最终均值最低的方式位于所试范围之内。",
     ),
     "anneal_stopped_limits": (
-        "The lowest mean in the end lies at a limit: of the study or of the mixtures.",
+        "Finally, the lowest mean lies at a limit: of the study or of the mixtures.",
         "最终均值最低的方式位于限制上（研究的限制或配比的限制）。",
     ),
     "anneal_stopped_reserve": (
