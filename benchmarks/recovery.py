@@ -38,7 +38,7 @@ BETWEEN_S = 3.0  # at least, from a recovery to the next fault
 
 
 def start(file: Path, run: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """The command of a run, in a process group of its own."""
+    """The command of a run, in a separate process group."""
     command = [sys.executable, "-m", "armillary", "train", str(file), "--out", str(run), "--max-restarts", "5"]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True

@@ -53,7 +53,7 @@ class Graph:
         return self._hashed[file]
 
     def model(self, name: str, folder: Path) -> None:
-        """Add the model of a step; the base has the edges of its own publication or training."""
+        """Add the model of a step, and for the base the edges of its publication or training."""
         node = self._model_node(folder)
         self.nodes[name] = node
         self._call(node, self._named(folder))

@@ -100,8 +100,7 @@ class Reserve:
     """The last proxies of the mixture study, trained after a first fit.
 
     ``beyond`` of the ``runs`` extend the tried range of ``domains``; the others surround the best mixture. ``stopped``
-    tells where the final optimum lies: ``inside``, at the ``limits``, or at an edge although the ``reserve``
-    was spent.
+    is where the final optimum lies: ``inside``, at the ``limits``, or at an edge with the ``reserve`` spent.
     """
 
     runs: int

@@ -215,7 +215,7 @@ class Supervisor:
 
 
 def _stop_with_parent() -> None:
-    """Request SIGTERM for this process when its parent dies, so that no training goes on without a supervisor."""
+    """Request SIGTERM for this process when its parent dies, so that no training continues without a supervisor."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
